@@ -1,0 +1,1 @@
+"""Accelerator models: a batch in, seconds per named component out."""

@@ -1,0 +1,88 @@
+"""The interface every accelerator model has, and how coefficients and host time join it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from simulator.batch import Batch
+from simulator.errors import SimulationError
+
+
+@runtime_checkable
+class AcceleratorModel(Protocol):
+    """Prices one engine iteration.
+
+    ``components`` names the parts of an iteration's time, in the order in which ``step`` returns them. All
+    are non-negative and add up to the iteration. Two calls with equal batches return equal times.
+    """
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the parts of an iteration's time."""
+
+    def step(self, batch: Batch) -> Sequence[float]:
+        """Return seconds per component."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostOverhead:
+    """Time that the engine's host adds to an iteration and no device model sees.
+
+    Parameters
+    ----------
+    per_step, per_sequence : float
+        Seconds per iteration, and per sequence in it: input preparation, kernel launches, sampling, output
+        processing, as far as they do not hide behind the device. The defaults are the per-step and per-request
+        terms that the BLIS project fitted to vLLM 0.15 on H100s (inference-sim f90a1e3, ``trained-physics``:
+        126.0 us and 4.42 us): another engine version on another device, a prior and not a measurement.
+    """
+
+    per_step: float = 126.0e-6
+    per_sequence: float = 4.42e-6
+
+
+class WithHost:
+    """An accelerator model, each component times its coefficient, and the host's overhead beside it.
+
+    Parameters
+    ----------
+    device : AcceleratorModel
+        What runs the kernels.
+    host : HostOverhead
+        Seconds per step and per sequence.
+    coefficients : mapping of str to float
+        Factors by component name; 1 where absent.
+
+    Raises
+    ------
+    SimulationError
+        If a coefficient names no component, or is negative.
+    """
+
+    def __init__(
+        self, device: AcceleratorModel, host: HostOverhead, coefficients: Mapping[str, float] | None = None
+    ) -> None:
+        self.device = device
+        self.host = host
+        self.components = (*device.components, "host_step", "host_sequence")
+        factors = dict(coefficients or {})
+        self.coefficients = {name: factors.pop(name, 1.0) for name in self.components}
+        if factors:
+            raise SimulationError(
+                f"coefficient {next(iter(factors))!r}: this accelerator model has the components "
+                + ", ".join(self.components)
+            )
+        negative = [name for name, factor in self.coefficients.items() if factor < 0]
+        if negative:
+            raise SimulationError(f"coefficient {negative[0]!r}: expected at least 0")
+        self._factors = tuple(self.coefficients.values())
+        self._scaled = any(factor != 1.0 for factor in self._factors)
+
+    def step(self, batch: Batch) -> Sequence[float]:
+        """Return seconds per component, coefficients applied."""
+        parts = (*self.device.step(batch), self.host.per_step, self.host.per_sequence * batch.num_seqs)
+        if not self._scaled:
+            return parts
+        return tuple(factor * part for factor, part in zip(self._factors, parts, strict=True))

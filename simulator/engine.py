@@ -1,0 +1,255 @@
+"""The engine loop: the one place where simulated time moves.
+
+Source: vLLM ``EngineCore.step`` (synchronous) and ``EngineCore.step_with_batch_queue`` (asynchronous, two
+batches deep). Scheduling takes no time of its own here: host time that the device does not hide is part of
+an iteration's duration (``accelerators.base.HostOverhead``).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from simulator.accelerators.base import AcceleratorModel
+from simulator.engine_config import EngineConfig
+from simulator.errors import NeverFitsError, SimulationError, StuckError
+from simulator.request import Request, ServedRequest, Status
+from simulator.scheduler import Scheduler, Step
+
+NS = 1_000_000_000
+
+
+def nanoseconds(seconds: float) -> int:
+    """Round a time in seconds to integer nanoseconds."""
+    return round(seconds * NS)
+
+
+@dataclass(slots=True)
+class Iteration:
+    """One executed step, for observers. Times in nanoseconds; counts as they were right after scheduling."""
+
+    start: int
+    duration: int
+    scheduled_at: int
+    step: Step
+    running: int
+    waiting: int
+    free_blocks: int
+    components: Sequence[float]
+
+
+@dataclass(slots=True)
+class Simulation:
+    """What a run produced.
+
+    ``served`` is in the order of the requests given. ``iterations`` counts the executed steps, ``busy`` their
+    nanoseconds, ``component_seconds`` their time by component.
+    """
+
+    served: list[ServedRequest]
+    components: tuple[str, ...]
+    iterations: int = 0
+    busy: int = 0
+    end: int = 0
+    component_seconds: list[float] = field(default_factory=list)
+
+
+class Engine:
+    """One vLLM engine on a virtual clock.
+
+    Parameters
+    ----------
+    config : EngineConfig
+        Validated here.
+    accelerator : AcceleratorModel
+        Prices iterations.
+    """
+
+    def __init__(self, config: EngineConfig, accelerator: AcceleratorModel) -> None:
+        self.config = config.validate()
+        self.accelerator = accelerator
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        *,
+        observe: Callable[[Iteration], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+        record_token_times: bool = False,
+    ) -> Simulation:
+        """Serve the requests to the last token.
+
+        Parameters
+        ----------
+        requests : iterable of Request
+            In any order; equal arrivals are queued in the order given.
+        observe : callable, optional
+            Called with every executed iteration when it has been scheduled.
+        progress : callable, optional
+            Called with the number of requests that have ended, after each iteration that ended some.
+        record_token_times : bool
+            Keep the time of every output token.
+
+        Raises
+        ------
+        NeverFitsError
+            If a request needs more KV blocks than there are.
+        StuckError
+            If requests are left that the scheduler never admits.
+        """
+        served = [self._enter(index, request, record_token_times) for index, request in enumerate(requests)]
+        run = _Run(self.config, self.accelerator, served, observe, progress)
+        run.to_the_end()
+        return run.result
+
+    def _enter(self, index: int, request: Request, record_token_times: bool) -> ServedRequest:
+        if request.prompt_tokens < 1 or request.output_tokens < 1:
+            raise SimulationError(
+                f"request {request.id!r}: {request.prompt_tokens} prompt and {request.output_tokens} output "
+                "tokens: expected at least one of each"
+            )
+        if not math.isfinite(request.arrival):
+            raise SimulationError(f"request {request.id!r}: arrival {request.arrival}: expected a finite time")
+        config = self.config
+        total = min(request.prompt_tokens + request.output_tokens, config.max_model_len)
+        served = ServedRequest(
+            request=request,
+            index=index,
+            arrival=nanoseconds(request.arrival),
+            max_total_tokens=total,
+            num_prompt_tokens=request.prompt_tokens,
+            num_tokens=request.prompt_tokens,
+            block_hashes=list(request.block_hashes or ()),
+            token_times=[] if record_token_times else None,
+        )
+        if request.prompt_tokens >= config.max_model_len:
+            # vLLM's front end refuses such a prompt before the engine sees it.
+            served.status = Status.REJECTED
+            return served
+        needed = -(-(total - 1) // config.block_size)
+        if needed > config.num_gpu_blocks - 1:
+            raise NeverFitsError(
+                f"request {request.id!r} needs {needed} KV blocks for its {total} tokens; the cache has "
+                f"{config.num_gpu_blocks - 1} usable ones: raise engine.num_gpu_blocks or lower engine.max_model_len"
+            )
+        return served
+
+
+class _Run:
+    """State of one run: the clock, the device, what is in flight and what is still to come."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        accelerator: AcceleratorModel,
+        served: list[ServedRequest],
+        observe: Callable[[Iteration], None] | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.scheduler = Scheduler(config)
+        self.accelerator = accelerator
+        self.observe = observe
+        self.progress = progress
+        self.depth = 2 if config.async_scheduling else 1
+        self.clock = 0
+        self.device_free = 0
+        self.in_flight: deque[tuple[Step, int]] = deque()
+        # Arrivals, and clients that give up, in the order of time; an arrival before anything else of its time.
+        self.events: list[tuple[int, int, int, ServedRequest]] = []
+        for one in served:
+            if one.status is Status.REJECTED:
+                continue
+            self.events.append((one.arrival, 0, one.index, one))
+            if one.request.abort is not None:
+                self.events.append((max(one.arrival, nanoseconds(one.request.abort)), 1, one.index, one))
+        heapq.heapify(self.events)
+        self.ended = 0
+        self.result = Simulation(served, tuple(accelerator.components))
+        self.result.component_seconds = [0.0] * len(self.result.components)
+
+    def to_the_end(self) -> None:
+        """Alternate as ``EngineCore`` does: take in arrivals, fill the queue of steps, else await the oldest."""
+        scheduler = self.scheduler
+        while True:
+            self._take_in_events()
+            if scheduler.num_unfinished:
+                step = scheduler.schedule(self.clock)
+                end = self._execute(step) if step.items else self.clock
+                self.in_flight.append((step, end))
+                if len(self.in_flight) < self.depth:
+                    continue
+            elif not self.in_flight:
+                if not self.events:
+                    return
+                self.clock = self.events[0][0]
+                continue
+            self._await_oldest()
+
+    def _take_in_events(self) -> None:
+        while self.events and self.events[0][0] <= self.clock:
+            _, gives_up, _, served = heapq.heappop(self.events)
+            if gives_up:
+                self.scheduler.abort(served)
+            else:
+                served.queued = self.clock
+                self.scheduler.add(served)
+
+    def _execute(self, step: Step) -> int:
+        """Hand a step to the device; return when it will be done."""
+        components = self.accelerator.step(step.batch())
+        duration = nanoseconds(sum(components))
+        if duration <= 0:
+            raise SimulationError(f"the accelerator model gave {sum(components)} seconds for {step.batch()}")
+        start = max(self.clock, self.device_free)
+        self.device_free = start + duration
+        result = self.result
+        result.iterations += 1
+        result.busy += duration
+        for place, seconds in enumerate(components):
+            result.component_seconds[place] += seconds
+        if self.observe is not None:
+            scheduler = self.scheduler
+            self.observe(
+                Iteration(
+                    start,
+                    duration,
+                    self.clock,
+                    step,
+                    len(scheduler.running),
+                    len(scheduler.waiting),
+                    scheduler.kv_cache.num_free_blocks,
+                    components,
+                )
+            )
+        return self.device_free
+
+    def _await_oldest(self) -> None:
+        step, end = self.in_flight.popleft()
+        if not step.items and not any(other.items for other, _ in self.in_flight):
+            self._wait_for_an_event(step)
+            return
+        self.clock = max(self.clock, end)
+        ended = self.scheduler.update(step, self.clock)
+        self.result.end = self.clock
+        if ended and self.progress is not None:
+            self.ended += len(ended)
+            self.progress(self.ended)
+
+    def _wait_for_an_event(self, step: Step) -> None:
+        """Nothing could be scheduled and nothing is in flight: only an arrival or an abort can help."""
+        if step.preempted or not self.scheduler.num_unfinished:
+            return
+        if not self.events:
+            scheduler = self.scheduler
+            stuck = scheduler.waiting.peek() if scheduler.waiting else scheduler.running[0]
+            raise StuckError(
+                f"{scheduler.num_unfinished} requests are left and none can be scheduled: request "
+                f"{stuck.request.id!r} has {stuck.num_tokens} tokens, {scheduler.kv_cache.num_free_blocks} of "
+                f"{scheduler.config.num_gpu_blocks - 1} KV blocks are free (watermark "
+                f"{scheduler.config.watermark}, scheduler_reserve_full_isl "
+                f"{scheduler.config.scheduler_reserve_full_isl})"
+            )
+        self.clock = max(self.clock, self.events[0][0])

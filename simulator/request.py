@@ -1,0 +1,96 @@
+"""A request as the workload states it, and its state while the engine works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a workload.
+
+    Parameters
+    ----------
+    id : str
+        Unique within a run.
+    arrival : float
+        When the engine's front end hands it over, in seconds.
+    prompt_tokens, output_tokens : int
+        Lengths in tokens. Exactly ``output_tokens`` are generated, unless ``max_model_len`` ends it first.
+    priority : int
+        Smaller is served first under ``scheduling_policy="priority"``.
+    block_hashes : sequence of int, optional
+        Chained hashes (each identifies a block *and* everything before it) of the first full KV blocks, at
+        the engine's block size, each >= 0. May reach past the prompt into the output, for conversations
+        whose next turn repeats it. Blocks without a hash are shared with nobody.
+    abort : float, optional
+        When the client gives up, in seconds.
+    """
+
+    id: str
+    arrival: float
+    prompt_tokens: int
+    output_tokens: int
+    priority: int = 0
+    block_hashes: Sequence[int] | None = None
+    abort: float | None = None
+
+
+class Status(Enum):
+    """Where a request stands. Names as in vLLM's ``RequestStatus``."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+    REJECTED = "rejected"
+
+
+@dataclass(slots=True, eq=False)
+class ServedRequest:
+    """A request while it is served (vLLM's ``Request`` object): counters, blocks, stamps.
+
+    ``num_tokens`` is the prompt plus the output tokens that are known; ``num_computed_tokens`` counts those
+    whose KV is computed *or scheduled*; ``num_output_placeholders`` are tokens that an asynchronous step in
+    flight will produce. Stamps are integer nanoseconds, or -1 where not reached.
+    """
+
+    request: Request
+    index: int
+    arrival: int
+    max_total_tokens: int
+    status: Status = Status.WAITING
+    num_prompt_tokens: int = 0
+    num_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_output_placeholders: int = 0
+    num_in_flight_tokens: int = 0
+    num_stale_output_tokens: int = 0
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    blocks: list[int] = field(default_factory=list)
+    num_hashed_blocks: int = 0
+    block_hashes: list[int] = field(default_factory=list)
+    queued: int = -1
+    scheduled: int = -1
+    first_token: int = -1
+    last_token: int = -1
+    token_times: list[int] | None = None
+
+    def __lt__(self, other: ServedRequest) -> bool:
+        """Order of the priority queue (vLLM ``Request.__lt__``)."""
+        mine = (self.request.priority, self.arrival, self.request.id)
+        return mine < (other.request.priority, other.arrival, other.request.id)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens produced so far."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be done for it."""
+        return self.status in (Status.FINISHED, Status.ABORTED, Status.REJECTED)
