@@ -1,0 +1,142 @@
+"""The Profile: a deployment as YAML that a person can read, review and compare."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+
+from profiles.errors import InputError
+from profiles.library import library_folder, names
+from profiles.yaml_files import read_mapping, validate
+from simulator.accelerators.base import HostOverhead
+
+SCHEMA = "servecal.profile/1"
+ROOFLINE = "roofline:"
+
+
+class Coefficient(BaseModel):
+    """A factor on one component: its value and, where it was fitted, how sure that is."""
+
+    model_config = ConfigDict(extra="forbid")
+    value: NonNegativeFloat = 1.0
+    ci95: tuple[float, float] | None = None
+    prior: float | None = None
+    identified: bool | None = None
+
+
+class Host(BaseModel):
+    """Seconds that the host adds per step and per sequence (``HostOverhead``)."""
+
+    model_config = ConfigDict(extra="forbid")
+    per_step: NonNegativeFloat = HostOverhead().per_step
+    per_sequence: NonNegativeFloat = HostOverhead().per_sequence
+    source: str = "default: per-step and per-request terms published by BLIS for vLLM 0.15 on H100; not of this device"
+
+
+class Accelerator(BaseModel):
+    """Which accelerator model, and its own options."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the kind."""
+        return dict(self.model_extra or {})
+
+
+class Profile(BaseModel):
+    """Everything that a replay needs besides the trace.
+
+    ``model`` and ``hardware`` are names of the library (a model may also be the path of a ``config.json``);
+    ``engine`` holds arguments by vLLM's names and may hold ``version``.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    schema_: str = Field(default=SCHEMA, alias="schema", pattern=r"^servecal\.profile/1$")
+    name: str
+    description: str = ""
+    model: str | None = None
+    hardware: str | None = None
+    engine: dict[str, Any] = {}
+    accelerator: Accelerator
+    coefficients: dict[str, Coefficient] = {}
+    host: Host = Host()
+    domain: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_coefficients(cls, document: Any) -> Any:
+        """Accept ``name: 1.07`` for ``name: {value: 1.07}``."""
+        given = document.get("coefficients") if isinstance(document, Mapping) else None
+        if isinstance(given, Mapping):
+            full = {key: value if isinstance(value, Mapping) else {"value": value} for key, value in given.items()}
+            document = {**document, "coefficients": full}
+        return document
+
+    def to_yaml(self) -> str:
+        """Return the YAML text that reads back as this profile."""
+        document = self.model_dump(by_alias=True, exclude_none=True)
+        for name in ("domain", "coefficients", "provenance", "engine", "description"):
+            if not document[name]:
+                del document[name]
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+
+
+@dataclass(frozen=True)
+class LoadedProfile:
+    """A profile, the folder that its relative paths start from, and the digest of its text."""
+
+    profile: Profile
+    folder: Path
+    digest: str
+    origin: str
+
+
+def load_profile(name: str) -> LoadedProfile:
+    """Find a profile by what a user calls it.
+
+    Parameters
+    ----------
+    name : str
+        Path of a YAML file, name in the library, or ``roofline:<hardware>``.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile, or the file does not hold one.
+    """
+    if name.startswith(ROOFLINE):
+        return _roofline(name.removeprefix(ROOFLINE))
+    path = Path(name)
+    bundled = library_folder("fitted") / f"{name}.yaml"
+    if not path.is_file() and "/" not in name and bundled.is_file():
+        path = bundled
+    if not path.is_file():
+        raise InputError(
+            f"no profile {name!r}: neither a YAML file nor in the library ({', '.join(names('fitted')) or 'empty'}) "
+            "nor roofline:<hardware> (`servecal profiles list`)",
+            field="--profile",
+        )
+    profile = validate(Profile, read_mapping(path), path)
+    return LoadedProfile(profile, path.parent, hashlib.sha256(path.read_bytes()).hexdigest(), name)
+
+
+def _roofline(hardware: str) -> LoadedProfile:
+    if not hardware:
+        raise InputError("expected roofline:<hardware>", field="--profile")
+    profile = Profile(
+        name=ROOFLINE + hardware,
+        description="Datasheet numbers only; nothing measured, nothing fitted.",
+        hardware=hardware,
+        accelerator=Accelerator(kind="roofline"),
+    )
+    digest = hashlib.sha256(profile.to_yaml().encode()).hexdigest()
+    return LoadedProfile(profile, Path(), digest, profile.name)

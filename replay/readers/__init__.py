@@ -1,0 +1,33 @@
+"""One module a format, found by content. Each has ``FORMAT``, ``detect(path)`` and ``read(path)``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from profiles.errors import InputError
+from replay.readers import canonical, llmservingsim_bench, vllm_bench
+from replay.trace import Trace, check_requests
+
+READERS = (canonical, llmservingsim_bench, vllm_bench)
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace of any known format.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, no reader knows it, or it cannot be used.
+    """
+    if not path.exists():
+        raise InputError("no such file or folder", file=path)
+    if path.is_file() and not path.stat().st_size:
+        raise InputError("is empty", file=path)
+    try:
+        for reader in READERS:
+            if reader.detect(path):
+                return check_requests(reader.read(path), path)
+    except PermissionError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+    known = ", ".join(reader.FORMAT for reader in READERS)
+    raise InputError(f"is of no format that servecal reads ({known})", file=path)

@@ -1,0 +1,151 @@
+"""Typed access to the fields of foreign records, with errors that name file, row and field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profiles.errors import InputError, found
+
+MOST_TOKENS = 10**9
+MOST_SECONDS = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a source, and where it stands."""
+
+    values: Mapping[str, Any]
+    file: Path
+    row: int | str | None = None
+
+    def get(self, key: str) -> Any:
+        """Return a field, or None."""
+        return self.values.get(key)
+
+    def need(self, key: str) -> Any:
+        """Return a field.
+
+        Raises
+        ------
+        InputError
+            If it is absent or null.
+        """
+        value = self.values.get(key)
+        if value is None:
+            have = ", ".join(list(self.values)[:12]) or "none"
+            raise self.error(key, f"is missing; fields here: {have}")
+        return value
+
+    def error(self, key: str | None, message: str) -> InputError:
+        """Return an error about one field of this record."""
+        return InputError(message, file=self.file, row=self.row, field=key)
+
+    def tokens(self, key: str, least: int = 0) -> int:
+        """Return a count of tokens."""
+        return as_tokens(self.need(key), least, lambda message: self.error(key, message))
+
+    def seconds(self, key: str, *, positive: bool = False) -> float:
+        """Return a time or duration in seconds, at least 0 (or above 0)."""
+        return as_seconds(self.need(key), positive, lambda message: self.error(key, message))
+
+
+def as_tokens(value: Any, least: int, error: Any) -> int:
+    """Check a foreign value to be a sensible count of tokens."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise error(f"expected a whole number of tokens, found {found(value)}")
+    if not least <= value <= MOST_TOKENS:
+        raise error(f"expected {least} to {MOST_TOKENS} tokens, found {found(value)}")
+    return value
+
+
+def as_seconds(value: Any, positive: bool, error: Any) -> float:
+    """Check a foreign value to be a sensible time in seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise error(f"expected a number of seconds, found {found(value)}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds) or seconds > MOST_SECONDS:
+        raise error(f"expected a finite number of seconds below {MOST_SECONDS:g}, found {found(value)}")
+    if seconds < 0 or (positive and seconds == 0):
+        raise error(f"expected a number of seconds {'above' if positive else 'at least'} 0, found {found(value)}")
+    return seconds
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is not UTF-8 or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=path) from None
+    if not text.strip():
+        raise InputError("is empty", file=path)
+    return text
+
+
+def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
+    """Parse JSON.
+
+    Raises
+    ------
+    InputError
+        With the line at which it ends or breaks.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        truncated = " (the file seems truncated)" if error.pos >= len(text.rstrip()) - 1 else ""
+        raise InputError(
+            f"is no JSON: {error.msg} at column {error.colno}{truncated}", file=path, row=line
+        ) from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        raise InputError(f"is no JSON for a trace: {reason}", file=path, row=first_line) from None
+
+
+def read_object(path: Path) -> Record:
+    """Return the JSON object that a file holds.
+
+    Raises
+    ------
+    InputError
+        If it holds something else.
+    """
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object, found {found(value)}", file=path)
+    return Record(value, path)
+
+
+def read_lines(path: Path) -> Iterator[Record]:
+    """Yield the objects of a JSON-lines file, blank lines passed over.
+
+    Raises
+    ------
+    InputError
+        At the first line that holds no JSON object.
+    """
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        value = parse_json(line, path, number)
+        if not isinstance(value, dict):
+            raise InputError(f"expected a JSON object, found {found(value)}", file=path, row=number)
+        yield Record(value, path, number)

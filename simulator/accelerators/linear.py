@@ -1,0 +1,61 @@
+"""Linear model: an iteration's time as a sum of raw features of the batch, each times a fitted coefficient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from simulator.batch import Batch
+from simulator.errors import SimulationError
+
+
+class Linear:
+    """Prices a batch by coefficients alone; for devices of which nothing but measured steps is known.
+
+    Parameters
+    ----------
+    seconds : mapping of str to float
+        Seconds per unit of each feature in ``Linear.components``; features left out cost nothing.
+
+    Raises
+    ------
+    SimulationError
+        If a feature is unknown, a coefficient negative, or all are zero.
+    """
+
+    components = (
+        "step",
+        "sequence",
+        "token",
+        "prefill_step",
+        "prefill_attention",
+        "decode_attention",
+    )
+    """Per step; per sequence; per token; per step with a prefill chunk; per ``q (c + q/2)`` over chunks of q
+    tokens after c computed ones; per token of context over decodes."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        unknown = set(seconds) - set(self.components)
+        if unknown:
+            raise SimulationError(
+                f"linear accelerator: {min(unknown)!r} is no feature; there are " + ", ".join(self.components)
+            )
+        self.seconds = {name: float(seconds.get(name, 0.0)) for name in self.components}
+        if min(self.seconds.values()) < 0 or not any(self.seconds.values()):
+            raise SimulationError("linear accelerator: expected coefficients >= 0, one of them > 0")
+        self._rates = tuple(self.seconds.values())
+
+    @staticmethod
+    def features(batch: Batch) -> tuple[float, ...]:
+        """Units of each component in a batch."""
+        return (
+            1.0,
+            batch.num_seqs,
+            batch.num_tokens,
+            1.0 if batch.prefills else 0.0,
+            sum(query * (context + query / 2) for query, context in batch.prefills),
+            batch.decode_context,
+        )
+
+    def step(self, batch: Batch) -> Sequence[float]:
+        """Return seconds per component."""
+        return tuple(rate * unit for rate, unit in zip(self._rates, self.features(batch), strict=True))

@@ -1,0 +1,287 @@
+"""Measured operator tables: an iteration composed of per-layer kernel times.
+
+The tables are those of LLMServingSim's profiler (one-layer model, kernel times, no gaps between kernels);
+composition and look-ups are its trace generator's at commit 5daddb2, to the nanosecond. Kernel times only:
+host overhead is not part of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from simulator.batch import Batch
+from simulator.errors import SimulationError
+from simulator.hardware import Interconnect
+
+GEMMS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+ELEMENTWISE = ("layernorm", "qk_norm", "rotary_emb", "act_fn")
+REQUIRED = (*GEMMS, "layernorm", "rotary_emb", "act_fn", "embedding", "final_layernorm")
+PER_SEQUENCE = ("lm_head", "sampler")
+MEMORY_PASSES = 1.5
+"""Passes over the tensor through device memory that an all-reduce costs besides the link."""
+ALL_REDUCE_LAUNCH_NS = 30.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A layer's time over a count: linear between points, constant below the first, extended past the last."""
+
+    points: Sequence[int]
+    ns: Sequence[int]
+
+    def at(self, value: int) -> int:
+        """Nanoseconds, truncated."""
+        return max(1, int(self.between(value)))
+
+    def between(self, value: int) -> float:
+        """Nanoseconds, not truncated."""
+        low, high, weight = _bracket(self.points, value)
+        return self.ns[low] + weight * (self.ns[high] - self.ns[low])
+
+
+@dataclass(frozen=True)
+class SkewBuckets:
+    """Upper bounds and labels of one axis of the skew table; the first bound that a value does not pass."""
+
+    upper: Sequence[float]
+    labels: Sequence[str]
+
+    def label(self, value: float) -> str:
+        """Label of the bucket that holds the value; the last beyond all bounds."""
+        for bound, label in zip(self.upper, self.labels, strict=True):
+            if value <= bound:
+                return label
+        return self.labels[-1]
+
+
+@dataclass(frozen=True)
+class SkewTable:
+    """How far a decode batch of uneven contexts lies between the uniform batches of mean and of longest context.
+
+    ``alpha`` maps (prefill tokens, labels of decodes, skew rate, longest context, prefill context) to a factor.
+    """
+
+    decodes: SkewBuckets
+    skew_rate: SkewBuckets
+    longest: SkewBuckets
+    prefill_context: SkewBuckets
+    alpha: Mapping[tuple[int, str, str, str, str], float]
+    default: float
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one model on one device at one tensor-parallel degree, times in nanoseconds.
+
+    ``attention`` maps (prefill chunk, decodes) to {prefill context: curve over decode context}.
+    """
+
+    dense: Mapping[str, Curve]
+    per_sequence: Mapping[str, Curve]
+    attention: Mapping[tuple[int, int], Mapping[int, Curve]]
+    skew: SkewTable | None = None
+    attention_chunks: Sequence[int] = field(init=False)
+    attention_decodes: Sequence[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        missing = [name for name in REQUIRED if name not in self.dense]
+        missing += [name for name in PER_SEQUENCE if name not in self.per_sequence]
+        if missing:
+            raise SimulationError("operator table: no rows for layer " + ", ".join(missing))
+        if not self.attention:
+            raise SimulationError("operator table: no attention rows")
+        object.__setattr__(self, "attention_chunks", sorted({chunk for chunk, _ in self.attention}))
+        object.__setattr__(self, "attention_decodes", sorted({count for _, count in self.attention}))
+
+
+class OperatorTable:
+    """Prices a batch by looking its operators up.
+
+    Several prefill chunks of one step are looked up as one chunk of their summed lengths and contexts, as the
+    source does. Components: ``dense`` (the four projections of every layer), ``elementwise`` (norms, rotary
+    embedding, activation), ``attention``, ``output_head`` (vocabulary projection and sampler), ``embedding``
+    (with the last norm), ``collectives`` (two all-reduces a layer, if tensor parallel).
+
+    Parameters
+    ----------
+    tables : Tables
+    num_hidden_layers, hidden_size : int
+    activation_bytes : float
+        Bytes per activation.
+    tensor_parallel_size : int
+        Degree at which the tables were measured.
+    link : Interconnect
+        Link of the all-reduces; not needed for one device.
+    memory_bandwidth : float
+        Bytes/s of device memory, for the all-reduces' own traffic.
+
+    Raises
+    ------
+    SimulationError
+        If a layer has no rows, or tensor parallelism no link.
+    """
+
+    components = ("dense", "elementwise", "attention", "output_head", "embedding", "collectives")
+
+    def __init__(
+        self,
+        tables: Tables,
+        *,
+        num_hidden_layers: int,
+        hidden_size: int,
+        activation_bytes: float = 2.0,
+        tensor_parallel_size: int = 1,
+        link: Interconnect | None = None,
+        memory_bandwidth: float = 0.0,
+    ) -> None:
+        if tensor_parallel_size > 1 and (link is None or not link.bandwidth or not memory_bandwidth):
+            raise SimulationError(
+                f"operator table at tensor_parallel_size={tensor_parallel_size}: a link with its bandwidth and "
+                "the memory bandwidth are needed"
+            )
+        self.tables = tables
+        self.num_hidden_layers = num_hidden_layers
+        self.token_bytes = hidden_size * activation_bytes
+        self.tensor_parallel_size = tensor_parallel_size
+        self.link = link or Interconnect()
+        self.memory_bandwidth = memory_bandwidth
+        self._slices = {key: _Slice(rows) for key, rows in tables.attention.items()}
+        self._token_ns = lru_cache(maxsize=65536)(self._price_tokens)
+        self._head_ns = lru_cache(maxsize=4096)(self._price_head)
+        self._corners = lru_cache(maxsize=65536)(self._find_corners)
+
+    def step(self, batch: Batch) -> Sequence[float]:
+        """Return seconds per component."""
+        dense, elementwise, embedding, collectives = self._token_ns(max(batch.num_tokens, 1))
+        attention = self.num_hidden_layers * self.attention_ns(batch)
+        head = self._head_ns(max(batch.num_seqs, 1))
+        return (
+            dense * 1e-9,
+            elementwise * 1e-9,
+            attention * 1e-9,
+            head * 1e-9,
+            embedding * 1e-9,
+            collectives * 1e-9,
+        )
+
+    def attention_ns(self, batch: Batch) -> int:
+        """Nanoseconds of one layer's attention, uneven decode contexts included."""
+        chunk, context = batch.num_prefill_tokens, batch.prefill_context
+        decodes = batch.decode_contexts
+        count = len(decodes)
+        if not count:
+            return self._uniform_attention_ns(chunk, context, 0, 0)
+        mean = sum(decodes) // count
+        at_mean = self._uniform_attention_ns(chunk, context, count, mean)
+        skew = self.tables.skew
+        if skew is None or count == 1:
+            return at_mean
+        longest, shortest = max(decodes), min(decodes)
+        if longest == mean:
+            return at_mean
+        rate = min(1.0, max(0.0, (mean - shortest) / (longest - shortest)))
+        key = (
+            chunk,
+            skew.decodes.label(count),
+            skew.skew_rate.label(rate),
+            skew.longest.label(longest),
+            skew.prefill_context.label(context),
+        )
+        alpha = skew.alpha.get(key, skew.default)
+        if not alpha:
+            return at_mean
+        at_longest = self._uniform_attention_ns(chunk, context, count, longest)
+        if at_longest <= at_mean:
+            return at_mean
+        return round(at_mean + alpha * (at_longest - at_mean))
+
+    def _uniform_attention_ns(self, chunk: int, context: int, decodes: int, decode_context: int) -> int:
+        """One call with a prefill chunk and decodes of equal context, blended from the four nearest slices."""
+        (slice_00, slice_01, slice_10, slice_11), by_decodes, by_chunk = self._corners(chunk, decodes)
+        low = _slice_ns(slice_00, context, decode_context)
+        if slice_01 is not slice_00:
+            low += by_decodes * (_slice_ns(slice_01, context, decode_context) - low)
+        if slice_10 is slice_00:
+            return max(1, int(low))
+        high = _slice_ns(slice_10, context, decode_context)
+        if slice_11 is not slice_10:
+            high += by_decodes * (_slice_ns(slice_11, context, decode_context) - high)
+        return max(1, int(low + by_chunk * (high - low)))
+
+    def _find_corners(self, chunk: int, decodes: int) -> tuple[tuple[_Slice, _Slice, _Slice, _Slice], float, float]:
+        tables = self.tables
+        low_chunk, high_chunk, by_chunk = _bracket(tables.attention_chunks, chunk)
+        low_count, high_count, by_decodes = _bracket(tables.attention_decodes, decodes)
+
+        def nearest(chunk_place: int, count_place: int) -> _Slice:
+            wanted = (tables.attention_chunks[chunk_place], tables.attention_decodes[count_place])
+            if wanted not in tables.attention:
+                wanted = min(
+                    sorted(tables.attention),
+                    key=lambda have: (have[0] - wanted[0]) ** 2 + (have[1] - wanted[1]) ** 2,
+                )
+            return self._slices[wanted]
+
+        corners = (
+            nearest(low_chunk, low_count),
+            nearest(low_chunk, high_count),
+            nearest(high_chunk, low_count),
+            nearest(high_chunk, high_count),
+        )
+        return corners, by_decodes, by_chunk
+
+    def _price_tokens(self, tokens: int) -> tuple[int, int, int, int]:
+        """Nanoseconds of dense, elementwise, embedding and collectives, all layers."""
+        curves, layers = self.tables.dense, self.num_hidden_layers
+        dense = sum(curves[name].at(tokens) for name in GEMMS)
+        elementwise = 2 * curves["layernorm"].at(tokens)
+        elementwise += sum(curves[name].at(tokens) for name in ELEMENTWISE[1:] if name in curves)
+        embedding = curves["embedding"].at(tokens) + curves["final_layernorm"].at(tokens)
+        return (
+            layers * dense,
+            layers * elementwise,
+            embedding,
+            2 * layers * self._all_reduce_ns(tokens * self.token_bytes),
+        )
+
+    def _all_reduce_ns(self, num_bytes: float) -> int:
+        """Ring all-reduce as ASTRA-Sim's analytical network prices it, with its memory traffic."""
+        devices = self.tensor_parallel_size
+        if devices == 1:
+            return 0
+        hop = self.link.latency + num_bytes / (devices * self.link.bandwidth)
+        memory = MEMORY_PASSES * num_bytes / self.memory_bandwidth
+        return round(1e9 * (2 * (devices - 1) * hop + memory) + ALL_REDUCE_LAUNCH_NS)
+
+    def _price_head(self, sequences: int) -> int:
+        return sum(self.tables.per_sequence[name].at(sequences) for name in PER_SEQUENCE)
+
+
+class _Slice:
+    """Attention at one (prefill chunk, decodes): rows over prefill context, curves over decode context."""
+
+    __slots__ = ("contexts", "curves")
+
+    def __init__(self, rows: Mapping[int, Curve]) -> None:
+        self.contexts = sorted(rows)
+        self.curves = [rows[context] for context in self.contexts]
+
+
+def _slice_ns(one: _Slice, context: int, decode_context: int) -> float:
+    low, high, weight = _bracket(one.contexts, context)
+    value = one.curves[low].between(decode_context)
+    if weight and high != low:
+        value += weight * (one.curves[high].between(decode_context) - value)
+    return value
+
+
+def _bracket(points: Sequence[int], value: float) -> tuple[int, int, float]:
+    """Places of the two points around a value and its weight between them; > 1 past the last point."""
+    if value <= points[0] or len(points) == 1:
+        return 0, 0, 0.0
+    high = min(bisect_left(points, value), len(points) - 1)
+    low = high - 1
+    return low, high, (value - points[low]) / (points[high] - points[low])

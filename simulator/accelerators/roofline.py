@@ -1,0 +1,182 @@
+"""Roofline: every operator takes the longer of its arithmetic at peak rate and its traffic at peak bandwidth.
+
+Nothing is measured and nothing fitted, so the result bounds an iteration from below: kernels reach neither
+peak, and nothing is counted between them. Each operator's time goes to the component that binds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from simulator.accelerators.collectives import ring_all_reduce
+from simulator.batch import Batch
+from simulator.errors import SimulationError
+from simulator.hardware import Hardware
+from simulator.model import ModelShape
+
+
+class Roofline:
+    """Prices a batch from the shapes of a model and the datasheet of a device.
+
+    Components
+    ----------
+    dense_compute
+        Projections and MLPs (or experts) whose arithmetic binds.
+    weight_traffic
+        The same where reading weights and activations binds.
+    prefill_attention, decode_attention
+        Scores and values of prefill chunks (causal) and of decodes, key-value traffic included.
+    output_head
+        Vocabulary projection of one position per sequence.
+    embedding
+        Reading the token embeddings, norms and activations between operators.
+    collectives
+        Two all-reduces a layer, if tensor parallel.
+
+    Parameters
+    ----------
+    model : ModelShape
+    hardware : Hardware
+    tensor_parallel_size : int
+        Devices over which every matrix is split.
+    kv_cache_dtype : str
+        vLLM's; ``"auto"`` keeps the activations' type.
+
+    Raises
+    ------
+    SimulationError
+        If the model has parts that its description cannot say, or devices lack a link.
+    """
+
+    components = (
+        "dense_compute",
+        "weight_traffic",
+        "prefill_attention",
+        "decode_attention",
+        "output_head",
+        "embedding",
+        "collectives",
+    )
+
+    def __init__(
+        self,
+        model: ModelShape,
+        hardware: Hardware,
+        *,
+        tensor_parallel_size: int = 1,
+        kv_cache_dtype: str = "auto",
+    ) -> None:
+        if model.unsupported:
+            raise SimulationError(f"roofline cannot price {model.name}: it has " + ", ".join(model.unsupported))
+        if tensor_parallel_size > 1 and not hardware.interconnect.bandwidth:
+            raise SimulationError(f"hardware {hardware.name} has no interconnect for tensor_parallel_size > 1")
+        self.model = model
+        self.hardware = hardware
+        self.tensor_parallel_size = tensor_parallel_size
+        self._flops = hardware.flops(model.weight_dtype)
+        self._attention_flops = hardware.flops(model.activation_dtype)
+        self._kv_bytes = model.kv_bytes_per_token(kv_cache_dtype, tensor_parallel_size)
+        # Flops of attention per (query token, context token): scores and values, two operations each.
+        self._attention_work = 4.0 * model.query_size * model.num_hidden_layers / tensor_parallel_size
+        self._query_bytes = (
+            2.0 * model.query_size * model.activation_bytes * model.num_hidden_layers / tensor_parallel_size
+        )
+        self._token_parts = lru_cache(maxsize=65536)(self._price_tokens)
+        self._head_parts = lru_cache(maxsize=4096)(self._price_head)
+
+    def step(self, batch: Batch) -> Sequence[float]:
+        """Return seconds per component."""
+        compute, traffic, embedding, collectives = self._token_parts(batch.num_tokens)
+        return (
+            compute,
+            traffic,
+            sum(self._attention(query, context) for query, context in batch.prefills),
+            self._decode_attention(batch),
+            self._head_parts(batch.num_seqs),
+            embedding,
+            collectives,
+        )
+
+    def _attention(self, query: int, context: int) -> float:
+        pairs = query * (context + (query + 1) / 2)
+        traffic = (context + query) * self._kv_bytes + query * self._query_bytes
+        return max(
+            pairs * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth
+        )
+
+    def _decode_attention(self, batch: Batch) -> float:
+        num = batch.num_decodes
+        if not num:
+            return 0.0
+        positions = batch.decode_context + num
+        traffic = positions * self._kv_bytes + num * self._query_bytes
+        return max(
+            positions * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth
+        )
+
+    def _price_tokens(self, tokens: int) -> tuple[float, float, float, float]:
+        """Dense compute, weight traffic, embedding and collectives, all layers."""
+        model, devices = self.model, self.tensor_parallel_size
+        bandwidth = self.hardware.memory_bandwidth
+        compute = traffic = 0.0
+        for count, weights, touched, rows, width_in, width_out in self._matrices(tokens):
+            arithmetic = count * 2.0 * rows * weights / devices / self._flops
+            moved = touched * model.weight_bytes + rows * (width_in + width_out) * model.activation_bytes
+            memory = count * moved / devices / bandwidth
+            if arithmetic >= memory:
+                compute += arithmetic
+            else:
+                traffic += memory
+        row_bytes = tokens * model.hidden_size * model.activation_bytes
+        # The embedding row is read and written once; every layer's two residual adds and norms read and write.
+        embedding = (2 + 8 * model.num_hidden_layers) * row_bytes / bandwidth
+        reduce = ring_all_reduce(row_bytes, devices, self.hardware.interconnect)
+        return compute, traffic, embedding, 2 * model.num_hidden_layers * reduce
+
+    def _matrices(self, tokens: int) -> list[tuple[int, float, float, float, int, int]]:
+        """(count, weights per row's path, weights read, rows, input width, output width) of each matrix kind."""
+        model = self.model
+        layers = model.num_hidden_layers
+        qkv_width = model.query_size + 2 * model.kv_size
+        qkv = model.hidden_size * qkv_width
+        out = model.query_size * model.hidden_size
+        ups = model.mlp_matrices - 1
+        matrices: list[tuple[int, float, float, float, int, int]] = [
+            (layers, qkv, qkv, tokens, model.hidden_size, qkv_width),
+            (layers, out, out, tokens, model.query_size, model.hidden_size),
+        ]
+        for count, width in (
+            (model.num_dense_layers, model.intermediate_size),
+            (model.num_moe_layers, model.shared_expert_intermediate_size),
+        ):
+            if count and width:
+                up, down = ups * model.hidden_size * width, model.hidden_size * width
+                matrices.append((count, up, up, tokens, model.hidden_size, ups * width))
+                matrices.append((count, down, down, tokens, width, model.hidden_size))
+        if model.num_moe_layers:
+            matrices += self._experts(tokens)
+        return matrices
+
+    def _experts(self, tokens: int) -> list[tuple[int, float, float, float, int, int]]:
+        """Experts under uniform routing: E (1 - (1 - k/E)^T) of E are read for T tokens of k experts each."""
+        model = self.model
+        experts, per_token = model.num_experts, model.num_experts_per_tok
+        active = experts * (1.0 - (1.0 - per_token / experts) ** tokens)
+        rows = float(tokens * per_token)
+        width, ups = model.moe_intermediate_size, model.mlp_matrices - 1
+        up, down = ups * model.hidden_size * width, model.hidden_size * width
+        router = model.hidden_size * experts
+        layers = model.num_moe_layers
+        return [
+            (layers, router, router, tokens, model.hidden_size, experts),
+            (layers, up, active * up, rows, model.hidden_size, ups * width),
+            (layers, down, active * down, rows, width, model.hidden_size),
+        ]
+
+    def _price_head(self, sequences: int) -> float:
+        model = self.model
+        weights = model.vocab_size * model.hidden_size
+        arithmetic = 2.0 * sequences * weights / self._attention_flops
+        moved = (weights + sequences * (model.hidden_size + model.vocab_size)) * model.activation_bytes
+        return max(arithmetic, moved / self.hardware.memory_bandwidth) / self.tensor_parallel_size

@@ -1,0 +1,35 @@
+"""A device and its links, in datasheet numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Interconnect:
+    """Links between the devices of one node: bytes/s per device and direction, seconds per hop."""
+
+    kind: str = "none"
+    bandwidth: float = 0.0
+    latency: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One device: bytes, bytes/s, dense FLOP/s by dtype (names as in ``model.BYTES``)."""
+
+    name: str
+    memory_bytes: float
+    memory_bandwidth: float
+    peak_flops: Mapping[str, float]
+    interconnect: Interconnect = field(default_factory=Interconnect)
+
+    def flops(self, dtype: str) -> float:
+        """Peak FLOP/s for matrices of that dtype; the fastest wider type stands in for one without units."""
+        order = ["fp4", "int4", "fp8", "int8", "float16", "bfloat16", "float32"]
+        start = order.index(dtype)
+        for name in (dtype, *order[start + 1 :]):
+            if name in self.peak_flops:
+                return self.peak_flops[name]
+        return max(self.peak_flops.values())
