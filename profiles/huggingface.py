@@ -84,6 +84,7 @@ def model_shape(name: str, config: Mapping[str, Any], file: Path | None = None) 
     expert_width = number("moe_intermediate_size", default=intermediate) if experts else 0
     if not shared and config.get("n_shared_experts"):
         shared = number("n_shared_experts") * expert_width
+    kept = _not_converted(config)
     activation = _dtype(config.get("torch_dtype") or config.get("dtype") or "bfloat16", file)
     return ModelShape(
         name=name,
@@ -106,6 +107,8 @@ def model_shape(name: str, config: Mapping[str, Any], file: Path | None = None) 
         num_moe_layers=_moe_layers(config, layers) if experts else 0,
         weight_dtype=_weight_dtype(config, activation),
         activation_dtype=activation,
+        attention_weight_dtype=activation if any("self_attn" in one for one in kept) else _weight_dtype(config, activation),
+        num_unquantized_mlp_layers=sum(".mlp" in one for one in kept),
         sliding_window=_sliding_window(config),
         unsupported=_unsupported(config),
     )
@@ -142,6 +145,14 @@ def _weight_dtype(config: Mapping[str, Any], activation: str) -> str:
     if "fp4" in method:
         return "fp4"
     return {4: "int4", 8: "int8"}.get(int(bits or 0), activation)
+
+
+def _not_converted(config: Mapping[str, Any]) -> list[str]:
+    """Modules that a quantised checkpoint leaves in the activations' type."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
+        return []
+    return [str(one) for one in quantization.get("modules_to_not_convert") or quantization.get("ignore") or ()]
 
 
 def _sliding_window(config: Mapping[str, Any]) -> int | None:

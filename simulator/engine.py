@@ -79,6 +79,7 @@ class Engine:
         observe: Callable[[Iteration], None] | None = None,
         progress: Callable[[int], None] | None = None,
         record_token_times: bool = False,
+        cold_start: float = 0.0,
     ) -> Simulation:
         """Serve the requests to the last token.
 
@@ -92,6 +93,8 @@ class Engine:
             Called with the number of requests that have ended, after each iteration that ended some.
         record_token_times : bool
             Keep the time of every output token.
+        cold_start : float
+            Seconds by which the first iteration lasts longer than the accelerator model says.
 
         Raises
         ------
@@ -101,7 +104,7 @@ class Engine:
             If requests are left that the scheduler never admits.
         """
         served = [self._enter(index, request, record_token_times) for index, request in enumerate(requests)]
-        run = _Run(self.config, self.accelerator, served, observe, progress)
+        run = _Run(self.config, self.accelerator, served, observe, progress, nanoseconds(cold_start))
         run.to_the_end()
         return run.result
 
@@ -148,14 +151,14 @@ class _Run:
         served: list[ServedRequest],
         observe: Callable[[Iteration], None] | None,
         progress: Callable[[int], None] | None,
+        cold_start: int,
     ) -> None:
         self.scheduler = Scheduler(config)
         self.accelerator = accelerator
         self.observe = observe
         self.progress = progress
+        self.cold_start = cold_start
         self.depth = 2 if config.async_scheduling else 1
-        self.clock = 0
-        self.device_free = 0
         self.in_flight: deque[tuple[Step, int]] = deque()
         # Arrivals, and clients that give up, in the order of time; an arrival before anything else of its time.
         self.events: list[tuple[int, int, int, ServedRequest]] = []
@@ -166,6 +169,7 @@ class _Run:
             if one.request.abort is not None:
                 self.events.append((max(one.arrival, nanoseconds(one.request.abort)), 1, one.index, one))
         heapq.heapify(self.events)
+        self.clock = self.device_free = self.events[0][0] if self.events else 0
         self.ended = 0
         self.result = Simulation(served, tuple(accelerator.components))
         self.result.component_seconds = [0.0] * len(self.result.components)
@@ -203,6 +207,8 @@ class _Run:
         duration = nanoseconds(sum(components))
         if duration <= 0:
             raise SimulationError(f"the accelerator model gave {sum(components)} seconds for {step.batch()}")
+        duration += self.cold_start
+        self.cold_start = 0
         start = max(self.clock, self.device_free)
         self.device_free = start + duration
         result = self.result

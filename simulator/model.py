@@ -13,7 +13,8 @@ class ModelShape:
 
     ``num_experts`` is 0 for dense models; ``intermediate_size`` is the width of a dense MLP,
     ``moe_intermediate_size`` of one expert, ``shared_expert_intermediate_size`` of experts that every token
-    visits. ``weight_dtype`` and ``activation_dtype`` name entries of ``BYTES``. ``gated_mlp`` models have
+    visits. ``weight_dtype`` (MLPs and experts), ``attention_weight_dtype`` and ``activation_dtype`` (also embedding
+    and output head) name entries of ``BYTES``; ``num_unquantized_mlp_layers`` keep the activations' type. ``gated_mlp`` models have
     three MLP matrices, others two. ``unsupported`` lists what an accelerator model must know to price the
     model and this description cannot say (sliding windows, latent attention, state-space layers).
     """
@@ -38,6 +39,8 @@ class ModelShape:
     num_moe_layers: int = 0
     weight_dtype: str = "bfloat16"
     activation_dtype: str = "bfloat16"
+    attention_weight_dtype: str = "bfloat16"
+    num_unquantized_mlp_layers: int = 0
     sliding_window: int | None = None
     unsupported: tuple[str, ...] = ()
 
@@ -95,20 +98,18 @@ class ModelShape:
         )
 
     @property
-    def weight_bytes(self) -> float:
-        """Bytes per weight of the matrices inside the layers."""
-        return BYTES[self.weight_dtype]
-
-    @property
     def activation_bytes(self) -> float:
         """Bytes per activation, and per weight of embedding and output head."""
         return BYTES[self.activation_dtype]
 
     def memory_bytes(self, tensor_parallel_size: int = 1) -> float:
         """Bytes of weights on one of ``tensor_parallel_size`` devices."""
+        attention = self.num_hidden_layers * self.attention_parameters
         outside = self.embedding_parameters * (1 if self.tie_word_embeddings else 2)
-        inside = self.num_parameters - outside
-        return (inside * self.weight_bytes + outside * self.activation_bytes) / tensor_parallel_size
+        inside = self.num_parameters - outside - attention
+        plain = self.num_unquantized_mlp_layers * self.dense_mlp_parameters
+        total = (outside + plain) * self.activation_bytes + (inside - plain) * BYTES[self.weight_dtype]
+        return (total + attention * BYTES[self.attention_weight_dtype]) / tensor_parallel_size
 
     def kv_bytes_per_token(self, kv_cache_dtype: str = "auto", tensor_parallel_size: int = 1) -> float:
         """Bytes of keys and values that one token keeps on one device, all layers."""

@@ -179,8 +179,8 @@ def workload(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Draw the requests: arrival offset, prompt token ids, output tokens.
 
     The arrivals are a Poisson process whose rate is ``burst`` times ``rate`` in the first half of every
-    period and ``2 - burst`` times ``rate`` in the second: unit-rate arrivals, mapped through the inverse of the
-    integrated rate.
+    period and ``2 - burst`` times ``rate`` in the second: arrivals of rate one, mapped through the inverse of
+    the integrated rate.
     """
     random = np.random.default_rng(options.seed)
     prefixes = [draw_tokens(random, length) for length in np.linspace(256, 512, options.prefixes).astype(int)]
@@ -208,10 +208,10 @@ def workload(options: argparse.Namespace) -> list[dict[str, Any]]:
 def warmup(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Draw requests that warm the engine up: nothing shared, all sent at once."""
     random = np.random.default_rng([options.seed, 0])
-    lengths = random.integers(20, 1101, size=options.warmup)
+    prompts = [draw_tokens(random, int(length)) for length in random.integers(20, 1101, size=options.warmup)]
     return [
-        {"id": f"w{index:04d}", "offset": 0.0, "prompt": draw_tokens(random, int(length)), "output_tokens": 32}
-        for index, length in enumerate(lengths)
+        {"id": f"w{index:04d}", "offset": 0.0, "prompt": prompt, "output_tokens": 32}
+        for index, prompt in enumerate(prompts)
     ]
 
 
@@ -338,7 +338,7 @@ def to_trace(raw: dict[str, Any], options: argparse.Namespace) -> Any:
     columns: dict[str, Any] = {name: [seconds(one[name]) for one in stamps] for name in names}
     columns |= {name: [one[name] for one in stamps] for name in ("id", "cached_tokens", "preemptions")}
     columns |= {
-        "status": ["ok"] * len(stamps),
+        "status": ["ok" if one["finish_reason"] == "length" else "failed" for one in stamps],
         "token_times": token_times,
         "priority": [0] * len(stamps),
         "prompt_tokens": [len(one["prompt"]) for one in drawn],
@@ -390,21 +390,21 @@ def meta(raw: dict[str, Any], options: argparse.Namespace, origin: float) -> dic
         "clock": {
             "kind": "run",
             "origin_monotonic": origin,
-            "note": "Every stamp is time.monotonic() (CLOCK_MONOTONIC) of one host, less that of the first arrival. "
-            "Arrivals were stamped on it directly, where vLLM's wall-clock arrival_time was taken; nothing "
-            "was aligned.",
+            "note": "Every stamp is time.monotonic() (CLOCK_MONOTONIC) of one host, less that of the first "
+            "arrival. Arrivals were stamped on it directly, where vLLM's wall-clock arrival_time was taken; "
+            "nothing was aligned.",
         },
-        "columns": {name: "measured" for name in measured.split()} | {"error": "unknown"},
+        "columns": dict.fromkeys(measured.split(), "measured") | {"error": "unknown"},
         "block_hash": {"block_size": raw["arguments"]["block_size"]},
         "notes": [
             "Random weights, prompts of random token ids; output lengths fixed by min_tokens = max_tokens.",
-            "An iteration lasts from the call of Scheduler.schedule to the time stamp of its outputs; sending "
-            "them and taking in arrivals lie between iterations.",
-            "The prefix cache was empty when the first request arrived; the warm-up is not part of the trace.",
-            f"{raw['empty_steps']} schedule calls had nothing to schedule (vLLM makes one after the last request "
-            "ends) and are not iterations.",
+            "An iteration lasts from the call of Scheduler.schedule to the time stamp of its outputs. Sending "
+            "them and taking in arrivals (which stamps queued) happen between iterations.",
+            "The prefix cache was empty when the first request arrived; the warm-up is not in the trace.",
+            f"{raw['empty_steps']} calls of Scheduler.schedule had nothing to schedule (vLLM makes one when "
+            "no request is left) and are not iterations.",
             f"The recorder took {1e6 * float(np.mean(recorder)):.0f} us of an iteration on average.",
-            "The machine was not quiet: other work shared its cores. Good for schedules and for the mechanics of "
+            "Step times are those of a CPU that is shared: good for schedules and for the mechanics of "
             "fitting, not for claims about accuracy.",
         ],
     }
@@ -428,12 +428,12 @@ def machine() -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Capture a run of vLLM 0.32 on the CPU as a canonical trace.")
+    parser = argparse.ArgumentParser(description="Capture a run of vLLM 0.32 on a CPU as a trace.")
     parser.add_argument("folder", type=Path, help="where the trace goes; its last part is the trace's name")
     parser.add_argument("--raw", type=Path, help="also keep the recording as it was, as JSON")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=160)
-    parser.add_argument("--rate", type=float, default=3.0, help="mean arrivals a second")
+    parser.add_argument("--requests", type=int, default=260)
+    parser.add_argument("--rate", type=float, default=6.0, help="mean arrivals a second")
     parser.add_argument("--burst", type=float, default=1.7, help="busy phase's rate over the mean (1 to 2)")
     parser.add_argument("--period", type=float, default=12.0, help="seconds of a busy and a quiet phase")
     parser.add_argument("--prefixes", type=int, default=4, help="system prompts (256 to 512 tokens)")

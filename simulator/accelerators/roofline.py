@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from simulator.accelerators.collectives import ring_all_reduce
 from simulator.batch import Batch
 from simulator.errors import SimulationError
 from simulator.hardware import Hardware
-from simulator.model import ModelShape
+from simulator.model import BYTES, ModelShape
+
+
+class _Matrix(NamedTuple):
+    """``count`` layers' matrix: weights that a row meets, weights read, rows, input plus output width, dtype."""
+
+    count: int
+    weights: float
+    read: float
+    rows: float
+    widths: int
+    dtype: str
 
 
 class Roofline:
@@ -74,7 +86,6 @@ class Roofline:
         self.model = model
         self.hardware = hardware
         self.tensor_parallel_size = tensor_parallel_size
-        self._flops = hardware.flops(model.weight_dtype)
         self._attention_flops = hardware.flops(model.activation_dtype)
         self._kv_bytes = model.kv_bytes_per_token(kv_cache_dtype, tensor_parallel_size)
         # Flops of attention per (query token, context token): scores and values, two operations each.
@@ -120,10 +131,11 @@ class Roofline:
         model, devices = self.model, self.tensor_parallel_size
         bandwidth = self.hardware.memory_bandwidth
         compute = traffic = 0.0
-        for count, weights, touched, rows, width_in, width_out in self._matrices(tokens):
-            arithmetic = count * 2.0 * rows * weights / devices / self._flops
-            moved = touched * model.weight_bytes + rows * (width_in + width_out) * model.activation_bytes
-            memory = count * moved / devices / bandwidth
+        for matrix in self._matrices(tokens):
+            arithmetic = matrix.count * 2.0 * matrix.rows * matrix.weights / devices
+            arithmetic /= self.hardware.flops(matrix.dtype)
+            moved = matrix.read * BYTES[matrix.dtype] + matrix.rows * matrix.widths * model.activation_bytes
+            memory = matrix.count * moved / devices / bandwidth
             if arithmetic >= memory:
                 compute += arithmetic
             else:
@@ -134,44 +146,47 @@ class Roofline:
         reduce = ring_all_reduce(row_bytes, devices, self.hardware.interconnect)
         return compute, traffic, embedding, 2 * model.num_hidden_layers * reduce
 
-    def _matrices(self, tokens: int) -> list[tuple[int, float, float, float, int, int]]:
-        """(count, weights per row's path, weights read, rows, input width, output width) of each matrix kind."""
+    def _matrices(self, tokens: int) -> list[_Matrix]:
         model = self.model
-        layers = model.num_hidden_layers
-        qkv_width = model.query_size + 2 * model.kv_size
-        qkv = model.hidden_size * qkv_width
-        out = model.query_size * model.hidden_size
-        ups = model.mlp_matrices - 1
-        matrices: list[tuple[int, float, float, float, int, int]] = [
-            (layers, qkv, qkv, tokens, model.hidden_size, qkv_width),
-            (layers, out, out, tokens, model.query_size, model.hidden_size),
+        layers, dtype = model.num_hidden_layers, model.attention_weight_dtype
+        hidden, qkv_width = model.hidden_size, model.query_size + 2 * model.kv_size
+        qkv, out = hidden * qkv_width, model.query_size * hidden
+        matrices = [
+            _Matrix(layers, qkv, qkv, tokens, hidden + qkv_width, dtype),
+            _Matrix(layers, out, out, tokens, model.query_size + hidden, dtype),
         ]
-        for count, width in (
-            (model.num_dense_layers, model.intermediate_size),
-            (model.num_moe_layers, model.shared_expert_intermediate_size),
-        ):
-            if count and width:
-                up, down = ups * model.hidden_size * width, model.hidden_size * width
-                matrices.append((count, up, up, tokens, model.hidden_size, ups * width))
-                matrices.append((count, down, down, tokens, width, model.hidden_size))
+        plain = model.num_unquantized_mlp_layers
+        matrices += self._mlp(model.num_dense_layers - plain, model.intermediate_size, tokens, model.weight_dtype)
+        matrices += self._mlp(plain, model.intermediate_size, tokens, model.activation_dtype)
         if model.num_moe_layers:
+            shared = model.shared_expert_intermediate_size
+            matrices += self._mlp(model.num_moe_layers, shared, tokens, model.weight_dtype)
             matrices += self._experts(tokens)
         return matrices
 
-    def _experts(self, tokens: int) -> list[tuple[int, float, float, float, int, int]]:
+    def _mlp(
+        self, count: int, width: int, rows: float, dtype: str, copies_read: float = 1.0
+    ) -> list[_Matrix]:
+        """Up (and gate) and down projection of ``count`` layers; ``copies_read`` experts' worth of weights."""
+        if not count or not width:
+            return []
+        hidden, ups = self.model.hidden_size, self.model.mlp_matrices - 1
+        up, down = ups * hidden * width, hidden * width
+        return [
+            _Matrix(count, up, copies_read * up, rows, hidden + ups * width, dtype),
+            _Matrix(count, down, copies_read * down, rows, width + hidden, dtype),
+        ]
+
+    def _experts(self, tokens: int) -> list[_Matrix]:
         """Experts under uniform routing: E (1 - (1 - k/E)^T) of E are read for T tokens of k experts each."""
         model = self.model
         experts, per_token = model.num_experts, model.num_experts_per_tok
         active = experts * (1.0 - (1.0 - per_token / experts) ** tokens)
-        rows = float(tokens * per_token)
-        width, ups = model.moe_intermediate_size, model.mlp_matrices - 1
-        up, down = ups * model.hidden_size * width, model.hidden_size * width
+        layers, width = model.num_moe_layers, model.moe_intermediate_size
         router = model.hidden_size * experts
-        layers = model.num_moe_layers
         return [
-            (layers, router, router, tokens, model.hidden_size, experts),
-            (layers, up, active * up, rows, model.hidden_size, ups * width),
-            (layers, down, active * down, rows, width, model.hidden_size),
+            _Matrix(layers, router, router, tokens, model.hidden_size + experts, model.activation_dtype),
+            *self._mlp(layers, width, float(tokens * per_token), model.weight_dtype, active),
         ]
 
     def _price_head(self, sequences: int) -> float:

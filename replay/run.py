@@ -1,0 +1,269 @@
+"""Running a Trace through a Deployment: measured requests in, a predicted Trace out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from profiles.deployment import Deployment, Facts
+from profiles.errors import InputError
+from replay.block_hashes import at_block_size
+from replay.clocks import Floats
+from replay.cold_start import find_cold_start
+from replay.trace import ITERATIONS, TIMELINE, Trace, requests_table
+from simulator.engine import NS, Iteration, Simulation
+from simulator.errors import SimulationError
+from simulator.request import Request, Status
+
+_STATUS = {Status.FINISHED: "ok", Status.REJECTED: "failed", Status.ABORTED: "unfinished"}
+
+
+def facts_of(trace: Trace) -> Facts:
+    """What a trace says of its deployment, for ``profiles.deployment.resolve``."""
+    engine = trace.meta.get("engine") or {}
+    return Facts(
+        model=trace.meta.get("model"),
+        model_config=trace.meta.get("model_config"),
+        version=engine.get("version"),
+        arguments=engine.get("arguments"),
+    )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A predicted trace and what the simulation says about itself.
+
+    ``summary``: iterations, simulated seconds, busy share of the device, seconds by component, prompt tokens
+    served from the prefix cache, preemptions, requests replayed and left out.
+    """
+
+    predicted: Trace
+    summary: dict[str, Any]
+
+
+def replay(
+    trace: Trace,
+    deployment: Deployment,
+    *,
+    record_iterations: bool = False,
+    cold_start: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Replay:
+    """Simulate the requests of a trace.
+
+    Requests that the source calls failed are not replayed; how long they loaded the engine is unknown. Silent
+    ones are, as prefills of one output token.
+
+    Parameters
+    ----------
+    trace : Trace
+        With arrivals (``replay.arrivals.with_arrivals``).
+    deployment : Deployment
+    record_iterations : bool
+        Keep every iteration in the predicted trace.
+    cold_start : bool
+        Impose the measured cold start of a run that nobody warmed up (``replay.cold_start``).
+    progress : callable, optional
+        Called with the number of requests that have ended.
+
+    Raises
+    ------
+    InputError
+        If nothing can be replayed, or the engine could not serve it.
+    """
+    rows, requests, notes = _requests(trace, deployment)
+    if not requests:
+        raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
+    gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
+    log = _IterationLog(rows) if record_iterations else None
+
+    def observe(iteration: Iteration) -> None:
+        gauges.add(iteration)
+        if log is not None:
+            log.add(iteration)
+
+    engine = deployment.engine()
+    try:
+        cold = find_cold_start(trace, requests, engine.run) if cold_start else None
+        simulation = engine.run(
+            requests,
+            observe=observe,
+            progress=progress,
+            record_token_times=trace.has("token_times"),
+            cold_start=cold.seconds if cold else 0.0,
+        )
+    except SimulationError as error:
+        raise InputError(str(error)) from None
+    predicted = Trace(
+        _requests_of(trace, rows, simulation),
+        {**_meta(trace, deployment, notes), "cold_start": cold.as_dict() if cold else None},
+        iterations=log.table() if log is not None else None,
+        timeline=gauges.at(trace.timeline),
+    )
+    return Replay(predicted, _summary(trace, simulation))
+
+
+def _requests(trace: Trace, deployment: Deployment) -> tuple[list[int], list[Request], list[str]]:
+    config = deployment.config
+    arrival, priority = trace.column("arrival"), np.nan_to_num(trace.column("priority"))
+    prompt, output = trace.column("prompt_tokens"), trace.column("output_tokens")
+    hashes = trace.lists("block_hashes")
+    hashed = (trace.meta.get("block_hash") or {}).get("block_size")
+    notes = []
+    if config.enable_prefix_caching and not trace.has("block_hashes"):
+        notes.append("prompt contents are unknown: the simulated prefix cache finds nothing in common")
+    rows, requests = [], []
+    for row, (one, status) in enumerate(zip(trace.ids, trace.statuses, strict=True)):
+        if status == "failed" or math.isnan(arrival[row]) or not (prompt[row] >= 1 and output[row] >= 1):
+            continue
+        own = hashes[row]
+        rows.append(row)
+        requests.append(
+            Request(
+                id=one,
+                arrival=float(arrival[row]),
+                prompt_tokens=int(prompt[row]),
+                output_tokens=int(output[row]),
+                priority=int(priority[row]),
+                block_hashes=None if own is None else at_block_size(own, hashed, config.block_size),
+            )
+        )
+    return rows, requests, notes
+
+
+def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Table:
+    """One row for every row of the trace; those not replayed are ``failed`` and empty."""
+    count = len(trace)
+    columns: dict[str, Any] = {
+        "id": trace.requests.column("id").combine_chunks(),
+        "nominal_arrival": trace.column("nominal_arrival"),
+        "arrival": trace.column("arrival"),
+        "prompt_tokens": trace.requests.column("prompt_tokens").combine_chunks(),
+        "output_tokens": trace.requests.column("output_tokens").combine_chunks(),
+        "priority": trace.requests.column("priority").combine_chunks(),
+    }
+    status = ["failed"] * count
+    stamps = {name: np.full(count, np.nan) for name in ("queued", "scheduled", "first_token", "last_token")}
+    lists: list[list[float] | None] = [None] * count
+    cached: list[int | None] = [None] * count
+    preemptions: list[int | None] = [None] * count
+    for row, served in zip(rows, simulation.served, strict=True):
+        status[row] = _STATUS.get(served.status, "unfinished")
+        for name, values in stamps.items():
+            stamp = getattr(served, name)
+            if stamp >= 0:
+                values[row] = stamp / NS
+        cached[row], preemptions[row] = served.num_cached_tokens, served.num_preemptions
+        if served.token_times is not None:
+            lists[row] = [time / NS for time in served.token_times]
+    columns |= stamps
+    columns |= {"status": status, "cached_tokens": cached, "preemptions": preemptions, "token_times": lists}
+    return requests_table(columns, count)
+
+
+def _meta(trace: Trace, deployment: Deployment, notes: list[str]) -> dict[str, Any]:
+    config, loaded = deployment.config, deployment.loaded
+    arguments = {
+        name: getattr(config, name)
+        for name in sorted(config.__slots__)
+        if name != "version" and getattr(config, name) is not None
+    }
+    return {
+        "name": f"{trace.name} replayed with {loaded.profile.name}",
+        "source": {"format": "servecal-replay", "trace": trace.digest(), "profile": loaded.digest},
+        "model": deployment.model.name if deployment.model else trace.meta.get("model"),
+        "hardware": deployment.hardware.name if deployment.hardware else None,
+        "engine": {
+            "name": "vllm",
+            "version": ".".join(map(str, config.version)),
+            "arguments": arguments,
+        },
+        "clock": trace.meta.get("clock"),
+        "vantage": "engine",
+        "columns": {
+            name: "predicted"
+            for name in ("queued", "scheduled", "first_token", "last_token", "cached_tokens", "preemptions")
+        },
+        "notes": notes,
+    }
+
+
+def _summary(trace: Trace, simulation: Simulation) -> dict[str, Any]:
+    served = simulation.served
+    start = min(one.arrival for one in served)
+    span = max(simulation.end - start, 1)
+    return {
+        "requests": len(served),
+        "left_out": len(trace) - len(served),
+        "rejected": sum(one.status is Status.REJECTED for one in served),
+        "iterations": simulation.iterations,
+        "simulated_seconds": span / NS,
+        "device_busy": simulation.busy / span,
+        "component_seconds": dict(
+            zip(simulation.components, simulation.component_seconds, strict=True)
+        ),
+        "prompt_tokens": sum(one.num_prompt_tokens for one in served),
+        "cached_tokens": sum(one.num_cached_tokens for one in served),
+        "preemptions": sum(one.num_preemptions for one in served),
+    }
+
+
+class _Gauges:
+    """Running, waiting and KV use after each scheduling, sampled at a measured timeline's instants."""
+
+    def __init__(self, usable_blocks: int) -> None:
+        self._usable = max(usable_blocks, 1)
+        self._rows: list[tuple[int, int, int, int, int]] = []
+
+    def add(self, iteration: Iteration) -> None:
+        end = iteration.start + iteration.duration
+        self._rows.append(
+            (iteration.scheduled_at, end, iteration.running, iteration.waiting, iteration.free_blocks)
+        )
+
+    def at(self, measured: pa.Table | None) -> pa.Table | None:
+        """The state that held at each instant: that of the last step scheduled before it, 0 when idle."""
+        if measured is None:
+            return None
+        times: Floats = measured.column("time").to_numpy()
+        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 5)
+        place = np.searchsorted(rows[:, 0] / NS, times, side="right") - 1
+        known = np.maximum(place, 0)
+        busy = (place >= 0) & (times <= rows[known, 1] / NS)
+        running, waiting = (np.where(busy, rows[known, column], 0.0) for column in (2, 3))
+        usage = np.where(busy, 1.0 - rows[known, 4] / self._usable, 0.0)
+        empty = pa.nulls(len(times), pa.float64())
+        return pa.table([pa.array(times), pa.array(running), pa.array(waiting), pa.array(usage), empty, empty], TIMELINE)
+
+
+class _IterationLog:
+    """Every iteration as a row of ``replay.trace.ITERATIONS``; requests are rows of the trace."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self._rows = rows
+        self._columns: dict[str, list[Any]] = {column.name: [] for column in ITERATIONS}
+
+    def add(self, iteration: Iteration) -> None:
+        step, rows = iteration.step, self._rows
+        values = {
+            "start": iteration.start / NS,
+            "duration": iteration.duration / NS,
+            "scheduled_at": iteration.scheduled_at / NS,
+            "requests": [rows[item.served.index] for item in step.items],
+            "computed": [item.num_computed_tokens for item in step.items],
+            "scheduled": [item.num_scheduled_tokens for item in step.items],
+            "preempted": sorted(rows[served.index] for served in step.preempted),
+            "running": iteration.running,
+            "waiting": iteration.waiting,
+            "free_blocks": iteration.free_blocks,
+        }
+        for name, value in values.items():
+            self._columns[name].append(value)
+
+    def table(self) -> pa.Table:
+        return pa.table([pa.array(self._columns[one.name], one.type) for one in ITERATIONS], ITERATIONS)
