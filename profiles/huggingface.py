@@ -107,7 +107,9 @@ def model_shape(name: str, config: Mapping[str, Any], file: Path | None = None) 
         num_moe_layers=_moe_layers(config, layers) if experts else 0,
         weight_dtype=_weight_dtype(config, activation),
         activation_dtype=activation,
-        attention_weight_dtype=activation if any("self_attn" in one for one in kept) else _weight_dtype(config, activation),
+        attention_weight_dtype=activation
+        if any("self_attn" in one for one in kept)
+        else _weight_dtype(config, activation),
         num_unquantized_mlp_layers=sum(".mlp" in one for one in kept),
         sliding_window=_sliding_window(config),
         unsupported=_unsupported(config),
@@ -152,7 +154,9 @@ def _not_converted(config: Mapping[str, Any]) -> list[str]:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return []
-    return [str(one) for one in quantization.get("modules_to_not_convert") or quantization.get("ignore") or ()]
+    return [
+        str(one) for one in quantization.get("modules_to_not_convert") or quantization.get("ignore") or ()
+    ]
 
 
 def _sliding_window(config: Mapping[str, Any]) -> int | None:

@@ -51,7 +51,9 @@ class Skew(BaseModel):
     labels: dict[str, list[str]]
 
 
-def read_bundle(folder: Path, tensor_parallel_size: int) -> tuple[dict[str, pa.Table], Skew | None, dict[str, Any]]:
+def read_bundle(
+    folder: Path, tensor_parallel_size: int
+) -> tuple[dict[str, pa.Table], Skew | None, dict[str, Any]]:
     """Read one parallel degree of a bundle.
 
     Returns
@@ -72,14 +74,19 @@ def read_bundle(folder: Path, tensor_parallel_size: int) -> tuple[dict[str, pa.T
     own, shared = folder / f"tp{tensor_parallel_size}", folder / "tp1"
     if not own.is_dir():
         have = sorted(path.name for path in folder.glob("tp*") if path.is_dir())
-        raise InputError(f"has no tp{tensor_parallel_size}; there are: {', '.join(have) or 'none'}", file=folder)
+        raise InputError(
+            f"has no tp{tensor_parallel_size}; there are: {', '.join(have) or 'none'}", file=folder
+        )
     if (shared / "moe.csv").is_file():
         raise InputError(
             "is a mixture-of-experts bundle (moe.csv), which operator tables cannot price yet", file=folder
         )
     tables = {name: _read_csv(own / f"{name}.csv", name) for name in ("dense", "per_sequence", "attention")}
     if shared.is_dir() and shared != own:
-        for name, stable in (("dense", ("layernorm", "qk_norm", "final_layernorm")), ("per_sequence", ("sampler",))):
+        for name, stable in (
+            ("dense", ("layernorm", "qk_norm", "final_layernorm")),
+            ("per_sequence", ("sampler",)),
+        ):
             mine, others = tables[name], _read_csv(shared / f"{name}.csv", name)
             keep = pc.invert(pc.is_in(mine["layer"], pa.array(stable)))
             take = pc.is_in(others["layer"], pa.array(stable))

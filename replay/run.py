@@ -185,10 +185,7 @@ def _meta(trace: Trace, deployment: Deployment, notes: list[str]) -> dict[str, A
         },
         "clock": trace.meta.get("clock"),
         "vantage": "engine",
-        "columns": {
-            name: "predicted"
-            for name in ("queued", "scheduled", "first_token", "last_token", "cached_tokens", "preemptions")
-        },
+        "columns": dict.fromkeys(("queued", "scheduled", "first_token", "last_token", "cached_tokens", "preemptions"), "predicted"),
         "notes": notes,
     }
 
@@ -204,9 +201,7 @@ def _summary(trace: Trace, simulation: Simulation) -> dict[str, Any]:
         "iterations": simulation.iterations,
         "simulated_seconds": span / NS,
         "device_busy": simulation.busy / span,
-        "component_seconds": dict(
-            zip(simulation.components, simulation.component_seconds, strict=True)
-        ),
+        "component_seconds": dict(zip(simulation.components, simulation.component_seconds, strict=True)),
         "prompt_tokens": sum(one.num_prompt_tokens for one in served),
         "cached_tokens": sum(one.num_cached_tokens for one in served),
         "preemptions": sum(one.num_preemptions for one in served),
@@ -238,7 +233,9 @@ class _Gauges:
         running, waiting = (np.where(busy, rows[known, column], 0.0) for column in (2, 3))
         usage = np.where(busy, 1.0 - rows[known, 4] / self._usable, 0.0)
         empty = pa.nulls(len(times), pa.float64())
-        return pa.table([pa.array(times), pa.array(running), pa.array(waiting), pa.array(usage), empty, empty], TIMELINE)
+        return pa.table(
+            [pa.array(times), pa.array(running), pa.array(waiting), pa.array(usage), empty, empty], TIMELINE
+        )
 
 
 class _IterationLog:

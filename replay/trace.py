@@ -268,9 +268,7 @@ def check_table(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
             arrays.append(table.column(column.name).cast(column.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             have = table.column(column.name).type
-            raise InputError(
-                f"expected {column.type}, found {have}", file=file, field=column.name
-            ) from None
+            raise InputError(f"expected {column.type}, found {have}", file=file, field=column.name) from None
     return pa.table(arrays, schema=schema)
 
 

@@ -143,7 +143,11 @@ class EngineConfig:
         return self
 
 
-_ALIASES = {"policy": "scheduling_policy", "model_max_len": "max_model_len", "num_gpu_blocks_override": "num_gpu_blocks"}
+_ALIASES = {
+    "policy": "scheduling_policy",
+    "model_max_len": "max_model_len",
+    "num_gpu_blocks_override": "num_gpu_blocks",
+}
 _CONVERT = {"int": int, "float": float, "bool": bool, "str": str, "str | None": str}
 
 

@@ -398,8 +398,8 @@ def meta(raw: dict[str, Any], options: argparse.Namespace, origin: float) -> dic
         "block_hash": {"block_size": raw["arguments"]["block_size"]},
         "notes": [
             "Random weights, prompts of random token ids; output lengths fixed by min_tokens = max_tokens.",
-            "An iteration lasts from the call of Scheduler.schedule to the time stamp of its outputs. Sending "
-            "them and taking in arrivals (which stamps queued) happen between iterations.",
+            "An iteration lasts from the call of Scheduler.schedule to its outputs' time stamp. Between "
+            "iterations vLLM sends them and takes in arrivals, which is when it stamps queued.",
             "The prefix cache was empty when the first request arrived; the warm-up is not in the trace.",
             f"{raw['empty_steps']} calls of Scheduler.schedule had nothing to schedule (vLLM makes one when "
             "no request is left) and are not iterations.",

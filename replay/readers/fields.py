@@ -76,7 +76,9 @@ def as_seconds(value: Any, positive: bool, error: Any) -> float:
     if not math.isfinite(seconds) or seconds > MOST_SECONDS:
         raise error(f"expected a finite number of seconds below {MOST_SECONDS:g}, found {found(value)}")
     if seconds < 0 or (positive and seconds == 0):
-        raise error(f"expected a number of seconds {'above' if positive else 'at least'} 0, found {found(value)}")
+        raise error(
+            f"expected a number of seconds {'above' if positive else 'at least'} 0, found {found(value)}"
+        )
     return seconds
 
 

@@ -160,7 +160,9 @@ def _described(meta: Record | None) -> dict[str, Any]:
     kwargs = meta.get("engine_kwargs") or {}
     if not isinstance(kwargs, dict):
         raise meta.error("engine_kwargs", f"expected an object, found {found(kwargs)}")
-    arguments = {key: value for key, value in kwargs.items() if key not in ("model", "seed") and value is not None}
+    arguments = {
+        key: value for key, value in kwargs.items() if key not in ("model", "seed") and value is not None
+    }
     cache = meta.get("kv_cache")
     if isinstance(cache, dict):
         for name in ("num_gpu_blocks", "block_size", "gpu_memory_utilization", "enable_prefix_caching"):
@@ -194,7 +196,9 @@ def _timeline(path: Path, meta: Record | None, offset: float, notes: list[str]) 
     try:
         begin = datetime.datetime.fromisoformat(started).timestamp() + offset
     except ValueError:
-        raise InputError(f"expected a date and time, found {found(started)}", file=path, field="started_at") from None
+        raise InputError(
+            f"expected a date and time, found {found(started)}", file=path, field="started_at"
+        ) from None
     options = pyarrow.csv.ConvertOptions(
         include_columns=list(names), column_types=dict.fromkeys(names, pa.float64())
     )

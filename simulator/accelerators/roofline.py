@@ -80,9 +80,13 @@ class Roofline:
         kv_cache_dtype: str = "auto",
     ) -> None:
         if model.unsupported:
-            raise SimulationError(f"roofline cannot price {model.name}: it has " + ", ".join(model.unsupported))
+            raise SimulationError(
+                f"roofline cannot price {model.name}: it has " + ", ".join(model.unsupported)
+            )
         if tensor_parallel_size > 1 and not hardware.interconnect.bandwidth:
-            raise SimulationError(f"hardware {hardware.name} has no interconnect for tensor_parallel_size > 1")
+            raise SimulationError(
+                f"hardware {hardware.name} has no interconnect for tensor_parallel_size > 1"
+            )
         self.model = model
         self.hardware = hardware
         self.tensor_parallel_size = tensor_parallel_size
@@ -156,7 +160,9 @@ class Roofline:
             _Matrix(layers, out, out, tokens, model.query_size + hidden, dtype),
         ]
         plain = model.num_unquantized_mlp_layers
-        matrices += self._mlp(model.num_dense_layers - plain, model.intermediate_size, tokens, model.weight_dtype)
+        matrices += self._mlp(
+            model.num_dense_layers - plain, model.intermediate_size, tokens, model.weight_dtype
+        )
         matrices += self._mlp(plain, model.intermediate_size, tokens, model.activation_dtype)
         if model.num_moe_layers:
             shared = model.shared_expert_intermediate_size

@@ -1,0 +1,1 @@
+"""Floor 4: comparing traces, reports and the command line."""

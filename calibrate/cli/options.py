@@ -1,0 +1,200 @@
+"""Options and habits that commands share: traces, profiles, output, progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from profiles.deployment import Deployment, resolve
+from profiles.errors import InputError
+from profiles.profile import load_profile
+from reference_traces.library import Located, locate
+from replay.arrivals import with_arrivals
+from replay.readers import read_trace
+from replay.run import facts_of
+from replay.trace import REQUEST_CLOCK, Trace
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def replay_options(command: Command) -> Command:
+    """Add what every command that replays a trace takes."""
+    for option in reversed(
+        (
+            click.argument("trace"),
+            click.option("--profile", required=True, help="YAML file, library name, or roofline:<hardware>."),
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="Override engine.<vLLM argument>, engine.version, host.per_step or host.per_sequence (seconds).",
+            ),
+            click.option(
+                "--model", help="Library name or Hugging Face config.json of the model that was served."
+            ),
+            click.option(
+                "--assume-defaults",
+                is_flag=True,
+                help="Take vLLM's defaults for engine arguments that neither trace nor profile says.",
+            ),
+            click.option(
+                "--arrivals",
+                default="measured",
+                show_default=True,
+                help="measured, nominal (the workload's), or poisson:rate=R,seed=S to draw unknown ones anew.",
+            ),
+            click.option(
+                "--cold-start/--no-cold-start",
+                default=True,
+                show_default=True,
+                help="Impose the measured cold start of a run that was not warmed up.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def output_options(*formats: str) -> Callable[[Command], Command]:
+    """Add ``--format`` and ``-o``."""
+
+    def add(command: Command) -> Command:
+        command = click.option(
+            "-o",
+            "--output",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write here instead of printing.",
+        )(command)
+        return click.option(
+            "--format", "style", type=click.Choice(formats), default=formats[0], show_default=True
+        )(command)
+
+    return add
+
+
+def load_trace(name: str, arrivals: str = "measured") -> Trace:
+    """Read a trace by path or name, with the arrivals asked for.
+
+    Raises
+    ------
+    InputError
+        If it cannot be found or used.
+    """
+    located = locate(name)
+    trace = _with_catalogue(read_trace(located.path), located)
+    if trace.clock == REQUEST_CLOCK and arrivals == "measured" and located.file and located.file.arrivals:
+        drawn = located.file.arrivals
+        raise InputError(
+            f"{name} does not say when its requests were sent; the catalogue says how they were drawn: "
+            f"--arrivals {drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}",
+            field="--arrivals",
+        )
+    return with_arrivals(trace, arrivals)
+
+
+def _with_catalogue(trace: Trace, located: Located) -> Trace:
+    """Fill in what the trace does not say of its engine and the catalogue does."""
+    entry = located.entry
+    if entry is None:
+        return trace
+    name = entry.name if located.file is None else f"{entry.name}/{located.file.name}"
+    meta: dict[str, Any] = {"name": name}
+    if trace.meta.get("model") is None:
+        meta["model"] = entry.model
+    if trace.meta.get("hardware") is None:
+        meta["hardware"] = entry.hardware
+    engine = dict(trace.meta.get("engine") or {})
+    if entry.engine is not None:
+        engine["version"] = engine.get("version") or entry.engine.version
+        engine["arguments"] = {**entry.engine.arguments, **(engine.get("arguments") or {})}
+    return trace.with_meta(**meta, engine=engine)
+
+
+def deploy(
+    trace: Trace, profile: str, settings: tuple[str, ...], model: str | None, assume_defaults: bool
+) -> Deployment:
+    """Bring profile, trace and command line together."""
+    return resolve(
+        load_profile(profile),
+        facts_of(trace),
+        settings=settings,
+        model=model,
+        assume_defaults=assume_defaults,
+    )
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], None] | None]:
+    """Give a callback that shows a bar on a terminal once a second has passed; None where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    begun = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(label, total=total)
+
+    def advance(done: int) -> None:
+        if bar.live.is_started:
+            bar.update(task, completed=done)
+        elif time.monotonic() - begun > 1:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
+
+
+def write_output(text: str, output: Path | None) -> None:
+    """Print a text, or write it to a file whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(scratch).chmod(0o666 & ~mask)
+            Path(scratch).replace(output)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=output) from None
+
+
+def render_text(renderable: Any, output: Path | None) -> str | None:
+    """Print something rich renders, or return it as plain text for a file."""
+    from rich.console import Console
+
+    if output is None and sys.stdout.isatty():
+        Console().print(renderable)
+        return None
+    import io
+
+    stream = io.StringIO()
+    Console(file=stream, width=120, no_color=True, highlight=False).print(renderable)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return "\n".join(lines) + "\n"

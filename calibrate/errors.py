@@ -1,0 +1,313 @@
+"""The Comparison of two traces: every request paired, every error signed. All reports are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from profiles.errors import InputError
+from replay.trace import Trace
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+
+METRICS = ("ttft", "tpot", "itl", "e2e", "queue_time")
+PERCENTILES: Mapping[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
+SMALLEST_QUEUE_TIME = 1e-3
+"""Seconds. Relative errors of shorter measured queue times say nothing; they are left out of the MAPE."""
+RESAMPLES = 200
+SEED = 20240815
+
+
+@dataclass(frozen=True)
+class Level:
+    """A statistic of one metric, measured and predicted, in seconds; ``error`` signed and relative."""
+
+    measured: float
+    predicted: float
+    error: float
+    error_ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class MetricErrors:
+    """Errors of one metric.
+
+    ``mape`` (mean absolute relative error), ``median_ape`` and ``bias`` (mean signed relative error) are over
+    the ``n`` pairs. Intervals are 95 % percentiles of a block bootstrap over arrival time.
+    """
+
+    n: int
+    mape: float
+    mape_ci95: tuple[float, float]
+    median_ape: float
+    bias: float
+    percentiles: Mapping[str, Level]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two traces, request by request.
+
+    Parameters
+    ----------
+    measured, predicted : Trace
+        Paired by request id.
+    anchor : {"arrival", "queued"}
+        What the measured latencies count from. Predicted ones always count from the arrival: a simulation
+        has no second clock.
+    exclude : mapping of str to set of str, optional
+        Request ids to leave out, by reason.
+    """
+
+    measured: Trace
+    predicted: Trace
+    anchor: str = "arrival"
+    exclude: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @cached_property
+    def _paired(self) -> tuple[Rows, Rows, dict[str, int]]:
+        """Rows of both traces that belong together, in order of arrival, and why others do not."""
+        place = {one: row for row, one in enumerate(self.predicted.ids)}
+        served = self.predicted.statuses == "ok"
+        reasons: dict[str, int] = {}
+        mine: list[int] = []
+        theirs: list[int] = []
+        for row, (one, status) in enumerate(zip(self.measured.ids, self.measured.statuses, strict=True)):
+            other = place.get(one)
+            excluded = next((why for why, ids in self.exclude.items() if one in ids), None)
+            if excluded is not None:
+                reason = excluded
+            elif status != "ok":
+                reason = str(status)
+            elif other is None:
+                reason = "unpaired"
+            elif not served[other]:
+                reason = "not_predicted"
+            else:
+                mine.append(row)
+                theirs.append(other)
+                continue
+            reasons[reason] = reasons.get(reason, 0) + 1
+        known = set(self.measured.ids)
+        extra = sum(one not in known for one in place)
+        if extra:
+            reasons["only_predicted"] = extra
+        left, right = np.array(mine, dtype=np.intp), np.array(theirs, dtype=np.intp)
+        order = np.argsort(np.nan_to_num(self.measured.start[left]), kind="stable")
+        return left[order], right[order], reasons
+
+    @property
+    def num_paired(self) -> int:
+        """Requests that are compared."""
+        return int(self._paired[0].size)
+
+    @property
+    def coverage(self) -> dict[str, Any]:
+        """Counts of requests on both sides, of pairs, and of those left out by reason."""
+        return {
+            "measured": len(self.measured),
+            "predicted": int((self.predicted.statuses == "ok").sum()),
+            "paired": self.num_paired,
+            "excluded": dict(sorted(self._paired[2].items())),
+            "unsupported": self.unsupported,
+        }
+
+    def pairs(self, metric: str) -> tuple[Floats, Floats]:
+        """Measured and predicted seconds of the pairs, in order of arrival, NaN where one side has none."""
+        mine, theirs, _ = self._paired
+        anchor = "arrival" if metric == "tpot" else self.anchor
+        return self.measured.latency(metric, anchor)[mine], self.predicted.latency(metric)[theirs]
+
+    @cached_property
+    def metrics(self) -> dict[str, MetricErrors]:
+        """Errors of every metric that both traces support."""
+        found: dict[str, MetricErrors] = {}
+        for metric in METRICS:
+            if metric in self.unsupported:
+                continue
+            if metric == "itl":
+                found[metric] = self._itl()
+                continue
+            measured, predicted = self.pairs(metric)
+            both = ~(np.isnan(measured) | np.isnan(predicted))
+            least = SMALLEST_QUEUE_TIME if metric == "queue_time" else 0.0
+            found[metric] = _errors(measured[both], predicted[both], least)
+        return found
+
+    @cached_property
+    def unsupported(self) -> dict[str, str]:
+        """Metrics that cannot be compared, and why."""
+        reasons: dict[str, str] = {}
+        for metric in METRICS:
+            if metric == "itl":
+                for trace, side in ((self.measured, "measured"), (self.predicted, "predicted")):
+                    if not trace.has("token_times"):
+                        reasons[metric] = f"the {side} trace has no token times"
+                continue
+            measured, predicted = self.pairs(metric)
+            if not (~np.isnan(measured)).any():
+                reasons[metric] = "the measured trace has no pair with these stamps"
+            elif not (~(np.isnan(measured) | np.isnan(predicted))).any():
+                reasons[metric] = "no request has it on both sides"
+        return reasons
+
+    def _gaps(self) -> tuple[list[Floats], list[Floats]]:
+        """Inter-token gaps of each pair."""
+        mine, theirs, _ = self._paired
+        measured, predicted = self.measured.lists("token_times"), self.predicted.lists("token_times")
+        return [_diff(measured[row]) for row in mine], [_diff(predicted[row]) for row in theirs]
+
+    def _itl(self) -> MetricErrors:
+        """Gaps pooled over requests; gap by gap where a request has as many on both sides."""
+        measured, predicted = self._gaps()
+        same = [
+            (left, right) for left, right in zip(measured, predicted, strict=True) if left.size == right.size
+        ]
+        paired = _relative(
+            np.concatenate([left for left, _ in same] or [np.empty(0)]),
+            np.concatenate([right for _, right in same] or [np.empty(0)]),
+            1e-6,
+        )
+        pooled_measured, pooled_predicted = np.concatenate(measured), np.concatenate(predicted)
+        levels = {}
+        for name, percentile in PERCENTILES.items():
+            left, right = _level(pooled_measured, percentile), _level(pooled_predicted, percentile)
+            levels[name] = Level(left, right, right / left - 1 if left else np.nan, (np.nan, np.nan))
+        absolute = np.abs(paired)
+        return MetricErrors(
+            n=int(pooled_measured.size),
+            mape=_mean(absolute),
+            mape_ci95=_interval(absolute, lambda sample: sample.mean(axis=1)),
+            median_ape=float(np.median(absolute)) if absolute.size else np.nan,
+            bias=_mean(paired),
+            percentiles=levels,
+        )
+
+    @cached_property
+    def throughput(self) -> dict[str, dict[str, float]]:
+        """Output tokens per second and makespan of the pairs, from the first arrival to the last token."""
+        mine, theirs, _ = self._paired
+        spans, rates = [], []
+        for trace, rows in ((self.measured, mine), (self.predicted, theirs)):
+            last, start = trace.column("last_token")[rows], trace.start[rows]
+            span = float(np.nanmax(last) - np.nanmin(start))
+            spans.append(span)
+            rates.append(float(np.nansum(trace.column("output_tokens")[rows])) / span if span > 0 else np.nan)
+        return {"output_tokens_per_s": _versus(*rates), "makespan": _versus(*spans)}
+
+    @cached_property
+    def timeline(self) -> dict[str, dict[str, float]]:
+        """Mean absolute error and means of the engine gauges, at the measured instants while requests ran."""
+        if self.measured.timeline is None or self.predicted.timeline is None:
+            return {}
+        found = {}
+        for name in ("running", "waiting", "kv_usage"):
+            measured, predicted = (
+                np.asarray(trace.timeline.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
+                for trace in (self.measured, self.predicted)
+                if trace.timeline is not None
+            )
+            if measured.size != predicted.size:
+                continue
+            both = ~(np.isnan(measured) | np.isnan(predicted))
+            if both.any():
+                found[name] = {
+                    "mae": float(np.abs(predicted[both] - measured[both]).mean()),
+                    "measured_mean": float(measured[both].mean()),
+                    "predicted_mean": float(predicted[both].mean()),
+                }
+        return found
+
+
+def compare(measured: Trace, predicted: Trace, anchor: str = "arrival") -> Comparison:
+    """Pair two traces; what the predicted one declares as cold start is left out as warm-up.
+
+    Raises
+    ------
+    InputError
+        If no request can be compared, or the anchor was not measured.
+    """
+    if anchor == "queued" and not measured.has("queued"):
+        raise InputError(f"{measured.name} has no queue stamps", field="--anchor")
+    cold = predicted.meta.get("cold_start")
+    warmup = frozenset([cold["request"]] if cold else [])
+    comparison = Comparison(measured, predicted, anchor, {"warmup": warmup})
+    if not comparison.num_paired:
+        reasons = comparison.coverage["excluded"]
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        raise InputError(f"{measured.name}: no request can be compared ({why})")
+    return comparison
+
+
+def _diff(times: list[Any] | None) -> Floats:
+    return np.diff(np.asarray(times or [], dtype=np.float64))
+
+
+def _relative(measured: Floats, predicted: Floats, least: float = 0.0) -> Floats:
+    """Signed relative errors of the pairs whose measured value is above ``least``."""
+    fine = measured > least
+    return predicted[fine] / measured[fine] - 1
+
+
+def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
+    relative = _relative(measured, predicted, least)
+    absolute = np.abs(relative)
+    levels = {}
+    for name, percentile in PERCENTILES.items():
+        left, right = _level(measured, percentile), _level(predicted, percentile)
+        interval = _interval(
+            np.stack([measured, predicted], axis=-1), lambda sample, at=percentile: _level_error(sample, at)
+        )
+        levels[name] = Level(left, right, right / left - 1 if left > 0 else np.nan, interval)
+    return MetricErrors(
+        n=int(relative.size),
+        mape=_mean(absolute),
+        mape_ci95=_interval(absolute, lambda sample: sample.mean(axis=1)),
+        median_ape=float(np.median(absolute)) if absolute.size else np.nan,
+        bias=_mean(relative),
+        percentiles=levels,
+    )
+
+
+def _level(values: Floats, percentile: float | None) -> float:
+    if not values.size:
+        return np.nan
+    return float(values.mean() if percentile is None else np.percentile(values, percentile))
+
+
+def _level_error(sample: Floats, percentile: float | None) -> Floats:
+    """Relative error of a statistic for each resample; sample has shape (resamples, n, 2)."""
+    levels = sample.mean(axis=1) if percentile is None else np.percentile(sample, percentile, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(levels[:, 1] / levels[:, 0] - 1, dtype=np.float64)
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if values.size else np.nan
+
+
+def _interval(values: Floats, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
+    """95 % interval of a statistic by a moving-block bootstrap over the values' order (arrival time).
+
+    Requests that are served together share their queue, so blocks of about sqrt(n) neighbours are drawn.
+    """
+    count = len(values)
+    if count < 2:
+        return (np.nan, np.nan)
+    width = max(1, round(count**0.5))
+    random = np.random.default_rng(SEED)
+    starts = random.integers(0, count - width + 1, size=(RESAMPLES, -(-count // width)))
+    rows = (starts[:, :, None] + np.arange(width)).reshape(RESAMPLES, -1)[:, :count]
+    low, high = np.nanpercentile(statistic(values[rows]), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _versus(measured: float, predicted: float) -> dict[str, float]:
+    error = predicted / measured - 1 if measured else np.nan
+    return {"measured": measured, "predicted": predicted, "error": error}

@@ -1,0 +1,74 @@
+"""A report: a Comparison and how it came about. Every output is a view of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from calibrate.errors import Comparison
+from profiles.deployment import Deployment
+from replay.run import Replay
+from replay.trace import Trace
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``servecal report`` found."""
+
+    trace: Trace
+    deployment: Deployment
+    replay: Replay
+    comparison: Comparison
+
+    @property
+    def cold_start(self) -> dict[str, Any] | None:
+        """The measured cold start that was imposed, if any."""
+        found: dict[str, Any] | None = self.replay.predicted.meta.get("cold_start")
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a reader of the numbers must know."""
+        notes = [*self.trace.meta.get("notes", []), *self.replay.predicted.meta.get("notes", [])]
+        if self.trace.meta.get("vantage") == "client":
+            notes.append(
+                "measured at the client: its latencies hold network and front end, which the simulation does not"
+            )
+        cold = self.cold_start
+        if cold:
+            notes.append(
+                f"cold start: the first request ({cold['request']}) took {cold['measured_ttft']:.3f} s to its first "
+                f"token, a warm engine would by this profile take {cold['predicted_ttft']:.3f} s; the difference is "
+                "imposed on the first iteration and the request is not scored (one request cannot tell a cold "
+                "engine from an error of the profile; --no-cold-start replays without)"
+            )
+        rejected = self.replay.summary["rejected"]
+        if rejected:
+            notes.append(f"{rejected} prompts are longer than max_model_len: a vLLM server would refuse them")
+        return notes
+
+    @property
+    def headline(self) -> str:
+        """The result in one or two sentences."""
+        metrics = self.comparison.metrics
+        parts = [
+            f"{name.upper()} {100 * metrics[name].mape:.1f} %"
+            for name in ("ttft", "tpot", "e2e")
+            if name in metrics
+        ]
+        text = f"Mean error per request: {', '.join(parts)}."
+        main = metrics.get("e2e") or metrics.get("ttft")
+        if main is not None and abs(main.bias) > 0.5 * main.mape and main.mape >= 0.02:
+            name = "E2E" if "e2e" in metrics else "TTFT"
+            side = "too short" if main.bias < 0 else "too long"
+            text += f" Predicted {name} is {100 * abs(main.bias):.0f} % {side} on average."
+        if self.deployment.loaded.profile.accelerator.kind == "roofline" and not self._fitted:
+            text += (
+                " This profile is a datasheet: kernels at peak arithmetic and bandwidth, nothing measured; take"
+                " the error as the distance from the datasheet to this deployment."
+            )
+        return text
+
+    @property
+    def _fitted(self) -> bool:
+        return bool(self.deployment.loaded.profile.coefficients)

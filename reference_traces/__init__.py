@@ -1,0 +1,1 @@
+"""The catalogue of public traces, and the captures that come with the package."""

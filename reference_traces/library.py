@@ -1,0 +1,220 @@
+"""Finding traces by name: captures in the package, catalogued ones in the cache or downloaded into it.
+
+The cache is the folder in the environment variable ``SERVECAL_TRACES``, else the user's cache folder. A trace
+whose files are there needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from profiles.errors import InputError
+from profiles.yaml_files import read_mapping, validate
+
+ENVIRONMENT = "SERVECAL_TRACES"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Variant(_Strict):
+    """Another accepted content of a file, such as one with its texts removed."""
+
+    sha256: str
+    note: str
+
+
+class DrawnArrivals(_Strict):
+    """How a run's load generator drew the arrivals that its file does not hold."""
+
+    seed: int
+    rate: float
+    distribution: str
+    overhead: float = 0.0
+
+
+class CataloguedFile(_Strict):
+    """A file of a trace: local name, path below the entry's URL, size and checksum."""
+
+    name: str
+    path: str
+    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    arrivals: DrawnArrivals | None = None
+    variants: list[Variant] = []
+
+    def accepts(self, digest: str) -> bool:
+        """Whether a file with that checksum is this one."""
+        return digest == self.sha256 or any(digest == variant.sha256 for variant in self.variants)
+
+
+class EngineFacts(_Strict):
+    """The engine that a trace was measured on."""
+
+    name: str
+    version: str | None
+    arguments: dict[str, Any]
+
+
+class Entry(_Strict):
+    """A public trace: what it is, where it lies at a pinned commit, and under which licence."""
+
+    schema_: str = Field(alias="schema", pattern=r"^servecal\.catalogue/1$")
+    name: str
+    title: str
+    description: str
+    format: str
+    licence: str
+    attribution: str
+    repository: str
+    commit: str
+    base_url: str
+    model: str | None
+    hardware: str | None
+    devices: int | None
+    engine: EngineFacts | None
+    measures: list[str]
+    requests: int
+    files: list[CataloguedFile]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(one.bytes for one in self.files)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a trace lies, and the catalogue's entry (and file) if it was found by name."""
+
+    path: Path
+    entry: Entry | None = None
+    file: CataloguedFile | None = None
+
+
+def catalogue() -> list[Entry]:
+    """All entries, by name."""
+    folder = Path(str(files("reference_traces"))) / "catalogue"
+    return [validate(Entry, read_mapping(path), path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def find_entry(name: str) -> Entry | None:
+    """Return the entry of that name, or None."""
+    path = Path(str(files("reference_traces"))) / "catalogue" / f"{name}.yaml"
+    if "/" in name or "\\" in name or not path.is_file():
+        return None
+    return validate(Entry, read_mapping(path), path)
+
+
+def captures() -> list[Path]:
+    """Folders of the captures that come with the package, by name."""
+    folder = Path(str(files("reference_traces"))) / "captures"
+    return sorted(path.parent for path in folder.glob("*/trace.json"))
+
+
+def cache_folder() -> Path:
+    """Where downloaded traces lie."""
+    moved = os.environ.get(ENVIRONMENT)
+    if moved:
+        return Path(moved)
+    import pooch
+
+    return Path(pooch.os_cache("servecal")) / "traces"
+
+
+def local_file(entry: Entry, file: CataloguedFile) -> Path | None:
+    """Return the file in the cache if it is there, whatever its content."""
+    root = cache_folder()
+    for folder in (root / entry.name, root / "workloads"):
+        if (folder / file.name).is_file():
+            return folder / file.name
+    return None
+
+
+def is_complete(entry: Entry) -> bool:
+    """Whether all files of a trace are in the cache."""
+    return all(local_file(entry, file) is not None for file in entry.files)
+
+
+def locate(name: str) -> Located:
+    """Find a trace by path, name of a capture, or name in the catalogue (``<name>`` or ``<name>/<file>``).
+
+    Raises
+    ------
+    InputError
+        If there is none, or its files have not been fetched.
+    """
+    path = Path(name)
+    if path.exists():
+        return Located(path)
+    for capture in captures():
+        if capture.name == name:
+            return Located(capture)
+    head, _, rest = name.partition("/")
+    entry = find_entry(head)
+    if entry is None:
+        raise InputError(
+            "no such file or folder, and no trace of that name (`servecal traces list`)", file=name
+        )
+    by_name = {file.name: file for file in entry.files}
+    if rest and rest not in by_name:
+        raise InputError(f"trace {head} has no file {rest!r}; it has {', '.join(sorted(by_name))}", file=name)
+    if not rest and entry.format == "vllm-bench":
+        if len(entry.files) > 1:
+            runs = ", ".join(f"{head}/{one}" for one in sorted(by_name))
+            raise InputError(f"holds several runs; name one: {runs}", file=name)
+        rest = entry.files[0].name
+    wanted = [by_name[rest]] if rest else entry.files
+    places = [local_file(entry, file) for file in wanted]
+    if places[0] is None or None in places:
+        raise InputError(
+            f"is not in {cache_folder()}; `servecal traces fetch {head}` downloads it", file=name
+        )
+    return Located(places[0] if rest else places[0].parent, entry, by_name.get(rest))
+
+
+def fetch(entry: Entry) -> Path:
+    """Make sure that all files of a trace are in the cache, with the right content; return their folder.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be downloaded, or has another content than the catalogue says.
+    """
+    import pooch
+    import requests
+
+    folder = cache_folder() / entry.name
+    for file in entry.files:
+        place = local_file(entry, file)
+        if place is not None:
+            with place.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if not file.accepts(digest):
+                raise InputError(
+                    f"has sha256 {digest}, the catalogue says {file.sha256}; remove it to download it anew",
+                    file=place,
+                )
+            folder = place.parent
+            continue
+        try:
+            pooch.retrieve(
+                entry.base_url + file.path,
+                known_hash=f"sha256:{file.sha256}",
+                fname=Path(file.name).name,
+                path=folder / Path(file.name).parent,
+            )
+        except (requests.RequestException, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"cannot be downloaded from {entry.base_url + file.path}: {reason}", file=file.name
+            ) from None
+    return folder
