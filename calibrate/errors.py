@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -166,9 +166,7 @@ class Comparison:
     def _itl(self) -> MetricErrors:
         """Gaps pooled over requests; gap by gap where a request has as many on both sides."""
         measured, predicted = self._gaps()
-        same = [
-            (left, right) for left, right in zip(measured, predicted, strict=True) if left.size == right.size
-        ]
+        same = [(left, right) for left, right in zip(measured, predicted, strict=True) if left.size == right.size]
         paired = _relative(
             np.concatenate([left for left, _ in same] or [np.empty(0)]),
             np.concatenate([right for _, right in same] or [np.empty(0)]),
@@ -261,9 +259,7 @@ def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
     levels = {}
     for name, percentile in PERCENTILES.items():
         left, right = _level(measured, percentile), _level(predicted, percentile)
-        interval = _interval(
-            np.stack([measured, predicted], axis=-1), lambda sample, at=percentile: _level_error(sample, at)
-        )
+        interval = _interval(np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile))
         levels[name] = Level(left, right, right / left - 1 if left > 0 else np.nan, interval)
     return MetricErrors(
         n=int(relative.size),

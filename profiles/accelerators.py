@@ -46,9 +46,7 @@ class Context:
             If neither profile nor trace names one.
         """
         if self.model is None:
-            raise InputError(
-                f"accelerator {kind!r} needs a model; give --model NAME|config.json", file=self.file
-            )
+            raise InputError(f"accelerator {kind!r} needs a model; give --model NAME|config.json", file=self.file)
         return self.model
 
     def need_hardware(self, kind: str) -> Hardware:

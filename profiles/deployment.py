@@ -192,9 +192,7 @@ def _model(loaded: LoadedProfile, facts: Facts, asked: str | None, conflicts: li
             raise
         return measured
     if measured is not None and measured.name != own.name:
-        conflicts.append(
-            f"model: the trace was measured with {facts.model}, the profile describes {profile.model}"
-        )
+        conflicts.append(f"model: the trace was measured with {facts.model}, the profile describes {profile.model}")
     return own
 
 
@@ -219,15 +217,11 @@ def _arguments(
         for key, value in source.items():
             if key in merged and merged[key] != value:
                 other = "profile" if name == "trace" or key not in measured else "trace"
-                conflicts.append(
-                    f"engine.{key}: {other} says {merged[key]}, {name} says {value}; {name} is used"
-                )
+                conflicts.append(f"engine.{key}: {other} says {merged[key]}, {name} says {value}; {name} is used")
             merged[key] = value
     version = asked.get("version") or facts.version or own_version
     if facts.version and own_version and str(own_version) != facts.version:
-        conflicts.append(
-            f"engine.version: profile says {own_version}, trace says {facts.version}; {version} is used"
-        )
+        conflicts.append(f"engine.version: profile says {own_version}, trace says {facts.version}; {version} is used")
     return merged, None if version is None else str(version)
 
 

@@ -126,9 +126,7 @@ def _moe_layers(config: Mapping[str, Any], layers: int) -> int:
 def _dtype(name: object, file: Path | None) -> str:
     text = str(name).removeprefix("torch.")
     if text not in BYTES:
-        raise InputError(
-            f"expected one of {', '.join(BYTES)}, found {found(name)}", file=file, field="torch_dtype"
-        )
+        raise InputError(f"expected one of {', '.join(BYTES)}, found {found(name)}", file=file, field="torch_dtype")
     return text
 
 
@@ -154,9 +152,7 @@ def _not_converted(config: Mapping[str, Any]) -> list[str]:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return []
-    return [
-        str(one) for one in quantization.get("modules_to_not_convert") or quantization.get("ignore") or ()
-    ]
+    return [str(one) for one in quantization.get("modules_to_not_convert") or quantization.get("ignore") or ()]
 
 
 def _sliding_window(config: Mapping[str, Any]) -> int | None:

@@ -107,9 +107,7 @@ def _hardware(asked: str | None, meta: dict[str, Any]) -> HardwareEntry | None:
 
 def _digests(folder: Path, tensor_parallel_size: int) -> dict[str, str]:
     files = [folder / "meta.yaml", *sorted((folder / f"tp{tensor_parallel_size}").glob("*.csv"))]
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _write(profile: Profile, tables: dict[str, Any], output: Path, stem: str) -> None:

@@ -72,9 +72,7 @@ class HardwareEntry(_Strict):
             memory_bytes=self.memory_bytes.value,
             memory_bandwidth=self.memory_bandwidth.value,
             peak_flops={_DTYPES.get(name, name): figure.value for name, figure in self.peak_flops.items()},
-            interconnect=Interconnect(link.kind, link.bandwidth.value, link.latency.value)
-            if link
-            else Interconnect(),
+            interconnect=Interconnect(link.kind, link.bandwidth.value, link.latency.value) if link else Interconnect(),
         )
 
 

@@ -51,9 +51,7 @@ class Skew(BaseModel):
     labels: dict[str, list[str]]
 
 
-def read_bundle(
-    folder: Path, tensor_parallel_size: int
-) -> tuple[dict[str, pa.Table], Skew | None, dict[str, Any]]:
+def read_bundle(folder: Path, tensor_parallel_size: int) -> tuple[dict[str, pa.Table], Skew | None, dict[str, Any]]:
     """Read one parallel degree of a bundle.
 
     Returns
@@ -74,9 +72,7 @@ def read_bundle(
     own, shared = folder / f"tp{tensor_parallel_size}", folder / "tp1"
     if not own.is_dir():
         have = sorted(path.name for path in folder.glob("tp*") if path.is_dir())
-        raise InputError(
-            f"has no tp{tensor_parallel_size}; there are: {', '.join(have) or 'none'}", file=folder
-        )
+        raise InputError(f"has no tp{tensor_parallel_size}; there are: {', '.join(have) or 'none'}", file=folder)
     if (shared / "moe.csv").is_file():
         raise InputError(
             "is a mixture-of-experts bundle (moe.csv), which operator tables cannot price yet", file=folder
@@ -185,8 +181,7 @@ def _attention(table: pa.Table) -> dict[tuple[int, int], dict[int, Curve]]:
     for chunk, context, decodes, decode_context, us in zip(*columns, strict=True):
         rows.setdefault((chunk, decodes), {}).setdefault(context, []).append((decode_context, us))
     return {
-        key: {context: _curve(points) for context, points in by_context.items()}
-        for key, by_context in rows.items()
+        key: {context: _curve(points) for context, points in by_context.items()} for key, by_context in rows.items()
     }
 
 
@@ -203,16 +198,14 @@ def _read_skew(meta: dict[str, Any], tensor_parallel_size: int, folder: Path) ->
             labels={axis: axes[f"{axis}_labels"] for axis in AXES},
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"has no usable entry {error}", file=folder / "meta.yaml", field="skew_fit"
-        ) from None
+        raise InputError(f"has no usable entry {error}", file=folder / "meta.yaml", field="skew_fit") from None
 
 
 def _skew_table(table: pa.Table, skew: Skew, folder: Path) -> SkewTable:
     columns = (table[name].to_pylist() for name in COLUMNS["skew_fit"])
     alpha = {(chunk, *labels): value for chunk, *labels, value in zip(*columns, strict=True)}
     try:
-        axes = [SkewBuckets(skew.bounds[axis], skew.labels[axis]) for axis in AXES]
+        decodes, rate, longest, context = (SkewBuckets(skew.bounds[axis], skew.labels[axis]) for axis in AXES)
     except KeyError as error:
         raise InputError(f"has no axis {error}", file=folder, field="accelerator.skew") from None
-    return SkewTable(*axes, alpha=alpha, default=skew.default)  # type: ignore[arg-type]
+    return SkewTable(decodes, rate, longest, context, alpha=alpha, default=skew.default)

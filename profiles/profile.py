@@ -77,9 +77,7 @@ class Profile(BaseModel):
         """Accept ``name: 1.07`` for ``name: {value: 1.07}``."""
         given = document.get("coefficients") if isinstance(document, Mapping) else None
         if isinstance(given, Mapping):
-            full = {
-                key: value if isinstance(value, Mapping) else {"value": value} for key, value in given.items()
-            }
+            full = {key: value if isinstance(value, Mapping) else {"value": value} for key, value in given.items()}
             document = {**document, "coefficients": full}
         return document
 

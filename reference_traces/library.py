@@ -161,9 +161,7 @@ def locate(name: str) -> Located:
     head, _, rest = name.partition("/")
     entry = find_entry(head)
     if entry is None:
-        raise InputError(
-            "no such file or folder, and no trace of that name (`servecal traces list`)", file=name
-        )
+        raise InputError("no such file or folder, and no trace of that name (`servecal traces list`)", file=name)
     by_name = {file.name: file for file in entry.files}
     if rest and rest not in by_name:
         raise InputError(f"trace {head} has no file {rest!r}; it has {', '.join(sorted(by_name))}", file=name)
@@ -175,9 +173,7 @@ def locate(name: str) -> Located:
     wanted = [by_name[rest]] if rest else entry.files
     places = [local_file(entry, file) for file in wanted]
     if places[0] is None or None in places:
-        raise InputError(
-            f"is not in {cache_folder()}; `servecal traces fetch {head}` downloads it", file=name
-        )
+        raise InputError(f"is not in {cache_folder()}; `servecal traces fetch {head}` downloads it", file=name)
     return Located(places[0] if rest else places[0].parent, entry, by_name.get(rest))
 
 

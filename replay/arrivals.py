@@ -12,9 +12,7 @@ from replay.clocks import Floats
 from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Trace, requests_table
 
 DISTRIBUTIONS = ("poisson", "gamma", "constant")
-SHAPE = "<distribution>:rate=R,seed=S[,burstiness=B][,overhead=SECONDS], with distribution " + "|".join(
-    DISTRIBUTIONS
-)
+SHAPE = "<distribution>:rate=R,seed=S[,burstiness=B][,overhead=SECONDS], with distribution " + "|".join(DISTRIBUTIONS)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _requests(trace: Trace, deployment: Deployment) -> tuple[list[int], list[Req
     arrival, priority = trace.column("arrival"), np.nan_to_num(trace.column("priority"))
     prompt, output = trace.column("prompt_tokens"), trace.column("output_tokens")
     hashes = trace.lists("block_hashes")
-    hashed = (trace.meta.get("block_hash") or {}).get("block_size")
+    hashed = int((trace.meta.get("block_hash") or {}).get("block_size") or 0)
     notes = []
     if config.enable_prefix_caching and not trace.has("block_hashes"):
         notes.append("prompt contents are unknown: the simulated prefix cache finds nothing in common")
@@ -185,7 +185,9 @@ def _meta(trace: Trace, deployment: Deployment, notes: list[str]) -> dict[str, A
         },
         "clock": trace.meta.get("clock"),
         "vantage": "engine",
-        "columns": dict.fromkeys(("queued", "scheduled", "first_token", "last_token", "cached_tokens", "preemptions"), "predicted"),
+        "columns": dict.fromkeys(
+            ("queued", "scheduled", "first_token", "last_token", "cached_tokens", "preemptions"), "predicted"
+        ),
         "notes": notes,
     }
 
@@ -217,9 +219,7 @@ class _Gauges:
 
     def add(self, iteration: Iteration) -> None:
         end = iteration.start + iteration.duration
-        self._rows.append(
-            (iteration.scheduled_at, end, iteration.running, iteration.waiting, iteration.free_blocks)
-        )
+        self._rows.append((iteration.scheduled_at, end, iteration.running, iteration.waiting, iteration.free_blocks))
 
     def at(self, measured: pa.Table | None) -> pa.Table | None:
         """The state that held at each instant: that of the last step scheduled before it, 0 when idle."""

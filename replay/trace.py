@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ class Trace:
             scratch.chmod(0o777 & ~_umask())
             if target.exists():
                 shutil.rmtree(target)
-            os.replace(scratch, target)
+            scratch.replace(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -259,9 +260,7 @@ def check_table(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
     for column in schema:
         if column.name not in table.column_names:
             if column.name in needed:
-                raise InputError(
-                    f"is missing; there are {', '.join(table.column_names)}", file=file, field=column.name
-                )
+                raise InputError(f"is missing; there are {', '.join(table.column_names)}", file=file, field=column.name)
             arrays.append(pa.nulls(table.num_rows, column.type))
             continue
         try:
@@ -304,7 +303,7 @@ def check_requests(trace: Trace, file: Path) -> Trace:
     for name in ("nominal_arrival", *stamps):
         values = trace.column(name)
         _refuse(trace, file, name, np.isinf(values) | (np.abs(values) > 1e12), "expected a time in seconds")
-    for before, after in zip(stamps[1:], stamps[2:], strict=False):
+    for before, after in pairwise(stamps[1:]):
         late = trace.column(after) < trace.column(before)
         _refuse(trace, file, after, served & late, f"lies before {before}")
     first = trace.column("first_token")

@@ -115,9 +115,7 @@ class Engine:
                 "tokens: expected at least one of each"
             )
         if not math.isfinite(request.arrival):
-            raise SimulationError(
-                f"request {request.id!r}: arrival {request.arrival}: expected a finite time"
-            )
+            raise SimulationError(f"request {request.id!r}: arrival {request.arrival}: expected a finite time")
         config = self.config
         total = min(request.prompt_tokens + request.output_tokens, config.max_model_len)
         served = ServedRequest(

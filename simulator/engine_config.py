@@ -126,9 +126,7 @@ class EngineConfig:
         if not 0 <= self.watermark < 1:
             raise SimulationError(f"engine.watermark={self.watermark}: expected a fraction from 0 to below 1")
         if self.scheduling_policy not in ("fcfs", "priority"):
-            raise SimulationError(
-                f"engine.scheduling_policy={self.scheduling_policy!r}: expected 'fcfs' or 'priority'"
-            )
+            raise SimulationError(f"engine.scheduling_policy={self.scheduling_policy!r}: expected 'fcfs' or 'priority'")
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise SimulationError(
                 f"engine.max_num_batched_tokens={self.max_num_batched_tokens}: without chunked prefill a step "

@@ -13,10 +13,11 @@ class ModelShape:
 
     ``num_experts`` is 0 for dense models; ``intermediate_size`` is the width of a dense MLP,
     ``moe_intermediate_size`` of one expert, ``shared_expert_intermediate_size`` of experts that every token
-    visits. ``weight_dtype`` (MLPs and experts), ``attention_weight_dtype`` and ``activation_dtype`` (also embedding
-    and output head) name entries of ``BYTES``; ``num_unquantized_mlp_layers`` keep the activations' type. ``gated_mlp`` models have
-    three MLP matrices, others two. ``unsupported`` lists what an accelerator model must know to price the
-    model and this description cannot say (sliding windows, latent attention, state-space layers).
+    visits. ``weight_dtype`` (MLPs and experts), ``attention_weight_dtype`` and ``activation_dtype`` (also
+    embedding and output head) name entries of ``BYTES``; ``num_unquantized_mlp_layers`` keep the activations'
+    type. ``gated_mlp`` models have three MLP matrices, others two. ``unsupported`` lists what an accelerator
+    model must know to price the model and this description cannot say (sliding windows, latent attention,
+    state-space layers).
     """
 
     name: str

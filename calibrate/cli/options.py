@@ -38,9 +38,7 @@ def replay_options(command: Command) -> Command:
                 metavar="NAME=VALUE",
                 help="Override engine.<vLLM argument>, engine.version, host.per_step or host.per_sequence (seconds).",
             ),
-            click.option(
-                "--model", help="Library name or Hugging Face config.json of the model that was served."
-            ),
+            click.option("--model", help="Library name or Hugging Face config.json of the model that was served."),
             click.option(
                 "--assume-defaults",
                 is_flag=True,
@@ -74,9 +72,9 @@ def output_options(*formats: str) -> Callable[[Command], Command]:
             type=click.Path(dir_okay=False, path_type=Path),
             help="Write here instead of printing.",
         )(command)
-        return click.option(
-            "--format", "style", type=click.Choice(formats), default=formats[0], show_default=True
-        )(command)
+        return click.option("--format", "style", type=click.Choice(formats), default=formats[0], show_default=True)(
+            command
+        )
 
     return add
 

@@ -92,9 +92,7 @@ def show(name: str) -> None:
             return
     for entry in models():
         if name.lower() in (alias.lower() for alias in entry.aliases):
-            click.echo(
-                (library_folder("models") / f"{entry.name}.yaml").read_text(encoding="utf-8"), nl=False
-            )
+            click.echo((library_folder("models") / f"{entry.name}.yaml").read_text(encoding="utf-8"), nl=False)
             return
     if Path(name).is_file():
         read_mapping(Path(name))

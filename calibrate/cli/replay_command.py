@@ -38,9 +38,7 @@ def command(
     measured = load_trace(trace, arrivals)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     with progress(len(measured), "replaying") as advance:
-        replayed = replay(
-            measured, deployment, record_iterations=iterations, cold_start=cold_start, progress=advance
-        )
+        replayed = replay(measured, deployment, record_iterations=iterations, cold_start=cold_start, progress=advance)
     replayed.predicted.save(output)
     summary = {**replayed.summary, "conflicts": deployment.conflicts, "assumed": deployment.assumed}
     if style == "json":

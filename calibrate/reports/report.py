@@ -52,9 +52,7 @@ class Report:
         """The result in one or two sentences."""
         metrics = self.comparison.metrics
         parts = [
-            f"{name.upper()} {100 * metrics[name].mape:.1f} %"
-            for name in ("ttft", "tpot", "e2e")
-            if name in metrics
+            f"{name.upper()} {100 * metrics[name].mape:.1f} %" for name in ("ttft", "tpot", "e2e") if name in metrics
         ]
         text = f"Mean error per request: {', '.join(parts)}."
         main = metrics.get("e2e") or metrics.get("ttft")

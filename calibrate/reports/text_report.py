@@ -52,9 +52,7 @@ def _title(report: Report) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column()
-    served = (
-        f"{trace.meta.get('model') or 'unknown model'}, vLLM {engine.get('version') or 'of unknown version'}"
-    )
+    served = f"{trace.meta.get('model') or 'unknown model'}, vLLM {engine.get('version') or 'of unknown version'}"
     grid.add_row("trace", Text.assemble((trace.name, "bold"), f"  {served}, {len(trace)} requests"))
     device = deployment.hardware.name if deployment.hardware else "no hardware"
     degree = deployment.config.tensor_parallel_size
@@ -90,9 +88,7 @@ def _levels(report: Report) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     for name, errors in report.comparison.metrics.items():
         unit, scale = _unit(errors)
-        table.add_row(
-            f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in SHOWN)
-        )
+        table.add_row(f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in SHOWN))
         table.add_row("  predicted", *(_figure(errors, at, "predicted", scale) for at in SHOWN))
         table.add_row("  error", *(_signed_text(errors.percentiles[at].error) for at in SHOWN))
     for name, values in report.comparison.throughput.items():
@@ -107,9 +103,7 @@ def _run(report: Report) -> RenderableType:
     lines = [f"{coverage['paired']} of {coverage['measured']} requests compared"]
     excluded = coverage["excluded"]
     if excluded:
-        lines[0] += (
-            " (left out: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items()) + ")"
-        )
+        lines[0] += " (left out: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items()) + ")"
     lines.append(
         f"{summary['iterations']:,} iterations, {summary['simulated_seconds']:.1f} s simulated, device busy "
         f"{100 * summary['device_busy']:.0f} %, {summary['cached_tokens']:,} of {summary['prompt_tokens']:,} prompt "
@@ -117,9 +111,7 @@ def _run(report: Report) -> RenderableType:
     )
     total = sum(summary["component_seconds"].values()) or 1.0
     shares = sorted(summary["component_seconds"].items(), key=lambda item: -item[1])
-    lines.append(
-        "time in " + ", ".join(f"{name} {100 * part / total:.1f} %" for name, part in shares if part > 0)
-    )
+    lines.append("time in " + ", ".join(f"{name} {100 * part / total:.1f} %" for name, part in shares if part > 0))
     for name, values in report.comparison.timeline.items():
         label = {"running": "running requests", "waiting": "waiting requests", "kv_usage": "KV use"}[name]
         scale, unit = (100.0, " %") if name == "kv_usage" else (1.0, "")

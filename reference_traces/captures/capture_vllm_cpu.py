@@ -263,9 +263,7 @@ async def serve(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, A
     """Send requests at their times, the first one a second from now, and wait for all."""
     from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-    prompts = [
-        parse_model_prompt(engine.model_config, {"prompt_token_ids": one["prompt"]}) for one in requests
-    ]
+    prompts = [parse_model_prompt(engine.model_config, {"prompt_token_ids": one["prompt"]}) for one in requests]
     rendered = await engine.renderer.render_cmpl_async(prompts)
     start = time.monotonic() + 1.0
     return await asyncio.gather(
@@ -378,8 +376,7 @@ def meta(raw: dict[str, Any], options: argparse.Namespace, origin: float) -> dic
             "tool": Path(__file__).name,
             "seed": options.seed,
             "workload": {
-                name: getattr(options, name)
-                for name in ("requests", "rate", "burst", "period", "prefixes", "warmup")
+                name: getattr(options, name) for name in ("requests", "rate", "burst", "period", "prefixes", "warmup")
             },
         },
         "model": MODEL_NAME.format(**MODEL),

@@ -16,9 +16,7 @@ FORMAT = "servecal"
 
 def detect(path: Path) -> bool:
     """Whether a folder, or its ``trace.json``, is of this form."""
-    return is_canonical(path if path.is_dir() else path.parent) and (
-        path.is_dir() or path.name == "trace.json"
-    )
+    return is_canonical(path if path.is_dir() else path.parent) and (path.is_dir() or path.name == "trace.json")
 
 
 def read(path: Path) -> Trace:

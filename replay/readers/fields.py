@@ -76,9 +76,7 @@ def as_seconds(value: Any, positive: bool, error: Any) -> float:
     if not math.isfinite(seconds) or seconds > MOST_SECONDS:
         raise error(f"expected a finite number of seconds below {MOST_SECONDS:g}, found {found(value)}")
     if seconds < 0 or (positive and seconds == 0):
-        raise error(
-            f"expected a number of seconds {'above' if positive else 'at least'} 0, found {found(value)}"
-        )
+        raise error(f"expected a number of seconds {'above' if positive else 'at least'} 0, found {found(value)}")
     return seconds
 
 
@@ -114,9 +112,7 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         truncated = " (the file seems truncated)" if error.pos >= len(text.rstrip()) - 1 else ""
-        raise InputError(
-            f"is no JSON: {error.msg} at column {error.colno}{truncated}", file=path, row=line
-        ) from None
+        raise InputError(f"is no JSON: {error.msg} at column {error.colno}{truncated}", file=path, row=line) from None
     except (RecursionError, ValueError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
         raise InputError(f"is no JSON for a trace: {reason}", file=path, row=first_line) from None

@@ -7,6 +7,7 @@ was driven by (prompt token ids); all but the first may be absent. Format: casys
 from __future__ import annotations
 
 import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _stamps(record: Record) -> tuple[float, ...]:
     """The four engine stamps; vLLM leaves 0.0 where a request never got, after which nothing may follow."""
     values = [record.seconds(name) for name in STAMPS]
     reached = [value > 0 for value in values]
-    for place, (name, later) in enumerate(zip(STAMPS, STAMPS[1:], strict=False)):
+    for place, (name, later) in enumerate(pairwise(STAMPS)):
         if reached[place + 1] and not reached[place]:
             raise record.error(name, f"is 0 although {later} is {values[place + 1]}: expected a time above 0")
     return tuple(value if there else np.nan for value, there in zip(values, reached, strict=True))
@@ -127,9 +128,7 @@ def _from_workload(path: Path, columns: dict[str, Any], requests: list[Record]) 
     """Nominal arrivals and prompt hashes, row by row in the order of the requests."""
     rows = list(read_lines(path))
     if len(rows) != len(requests):
-        raise InputError(
-            f"holds {len(rows)} rows for {len(requests)} requests in {requests[0].file.name}", file=path
-        )
+        raise InputError(f"holds {len(rows)} rows for {len(requests)} requests in {requests[0].file.name}", file=path)
     nominal, hashes = [], []
     for row, prompt_tokens in zip(rows, columns["prompt_tokens"], strict=True):
         if row.tokens("input_toks", 1) != prompt_tokens:
@@ -160,9 +159,7 @@ def _described(meta: Record | None) -> dict[str, Any]:
     kwargs = meta.get("engine_kwargs") or {}
     if not isinstance(kwargs, dict):
         raise meta.error("engine_kwargs", f"expected an object, found {found(kwargs)}")
-    arguments = {
-        key: value for key, value in kwargs.items() if key not in ("model", "seed") and value is not None
-    }
+    arguments = {key: value for key, value in kwargs.items() if key not in ("model", "seed") and value is not None}
     cache = meta.get("kv_cache")
     if isinstance(cache, dict):
         for name in ("num_gpu_blocks", "block_size", "gpu_memory_utilization", "enable_prefix_caching"):
@@ -196,12 +193,8 @@ def _timeline(path: Path, meta: Record | None, offset: float, notes: list[str]) 
     try:
         begin = datetime.datetime.fromisoformat(started).timestamp() + offset
     except ValueError:
-        raise InputError(
-            f"expected a date and time, found {found(started)}", file=path, field="started_at"
-        ) from None
-    options = pyarrow.csv.ConvertOptions(
-        include_columns=list(names), column_types=dict.fromkeys(names, pa.float64())
-    )
+        raise InputError(f"expected a date and time, found {found(started)}", file=path, field="started_at") from None
+    options = pyarrow.csv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(names, pa.float64()))
     try:
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:

@@ -46,9 +46,7 @@ def read(path: Path) -> Trace:
     record = _one_run(path)
     missing = [name for name in ARRAYS[:4] if record.get(name) is None]
     if missing:
-        raise record.error(
-            missing[0], "is missing; run `vllm bench serve` with --save-result --save-detailed"
-        )
+        raise record.error(missing[0], "is missing; run `vllm bench serve` with --save-result --save-detailed")
     arrays = {name: record.get(name) for name in (*ARRAYS, "start_times") if record.get(name) is not None}
     for name, values in arrays.items():
         if not isinstance(values, list):
@@ -90,9 +88,7 @@ def read(path: Path) -> Trace:
                 if record.get(key) is not None
             },
             "columns": {
-                "arrival": "measured: when the client sent it"
-                if starts
-                else "unknown: the file has no start_times",
+                "arrival": "measured: when the client sent it" if starts else "unknown: the file has no start_times",
                 **dict.fromkeys(measured, "measured"),
             },
             "notes": notes,
@@ -184,9 +180,7 @@ def _notes(rows: list[dict[str, Any]], starts: bool) -> list[str]:
         )
     recounted = sum(row["status"] == "ok" and row["said"] < row["output"] for row in rows)
     if recounted:
-        notes.append(
-            f"output_lens is less than the chunks received in {recounted} requests: chunks are taken"
-        )
+        notes.append(f"output_lens is less than the chunks received in {recounted} requests: chunks are taken")
     coalesced = sum(row["status"] == "ok" and row["times"].size < row["output"] for row in rows)
     if coalesced:
         notes.append(f"{coalesced} requests received several tokens in one chunk: token_times are chunks")

@@ -211,9 +211,7 @@ class OperatorTable:
             high += by_decodes * (_slice_ns(slice_11, context, decode_context) - high)
         return max(1, int(low + by_chunk * (high - low)))
 
-    def _find_corners(
-        self, chunk: int, decodes: int
-    ) -> tuple[tuple[_Slice, _Slice, _Slice, _Slice], float, float]:
+    def _find_corners(self, chunk: int, decodes: int) -> tuple[tuple[_Slice, _Slice, _Slice, _Slice], float, float]:
         tables = self.tables
         low_chunk, high_chunk, by_chunk = _bracket(tables.attention_chunks, chunk)
         low_count, high_count, by_decodes = _bracket(tables.attention_decodes, decodes)

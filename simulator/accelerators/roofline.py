@@ -18,9 +18,9 @@ from simulator.model import BYTES, ModelShape
 
 
 class _Matrix(NamedTuple):
-    """``count`` layers' matrix: weights that a row meets, weights read, rows, input plus output width, dtype."""
+    """``layers`` layers' matrix: weights that a row meets, weights read, rows, input plus output width, dtype."""
 
-    count: int
+    layers: int
     weights: float
     read: float
     rows: float
@@ -80,13 +80,9 @@ class Roofline:
         kv_cache_dtype: str = "auto",
     ) -> None:
         if model.unsupported:
-            raise SimulationError(
-                f"roofline cannot price {model.name}: it has " + ", ".join(model.unsupported)
-            )
+            raise SimulationError(f"roofline cannot price {model.name}: it has " + ", ".join(model.unsupported))
         if tensor_parallel_size > 1 and not hardware.interconnect.bandwidth:
-            raise SimulationError(
-                f"hardware {hardware.name} has no interconnect for tensor_parallel_size > 1"
-            )
+            raise SimulationError(f"hardware {hardware.name} has no interconnect for tensor_parallel_size > 1")
         self.model = model
         self.hardware = hardware
         self.tensor_parallel_size = tensor_parallel_size
@@ -116,9 +112,7 @@ class Roofline:
     def _attention(self, query: int, context: int) -> float:
         pairs = query * (context + (query + 1) / 2)
         traffic = (context + query) * self._kv_bytes + query * self._query_bytes
-        return max(
-            pairs * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth
-        )
+        return max(pairs * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth)
 
     def _decode_attention(self, batch: Batch) -> float:
         num = batch.num_decodes
@@ -126,9 +120,7 @@ class Roofline:
             return 0.0
         positions = batch.decode_context + num
         traffic = positions * self._kv_bytes + num * self._query_bytes
-        return max(
-            positions * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth
-        )
+        return max(positions * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth)
 
     def _price_tokens(self, tokens: int) -> tuple[float, float, float, float]:
         """Dense compute, weight traffic, embedding and collectives, all layers."""
@@ -136,10 +128,10 @@ class Roofline:
         bandwidth = self.hardware.memory_bandwidth
         compute = traffic = 0.0
         for matrix in self._matrices(tokens):
-            arithmetic = matrix.count * 2.0 * matrix.rows * matrix.weights / devices
+            arithmetic = matrix.layers * 2.0 * matrix.rows * matrix.weights / devices
             arithmetic /= self.hardware.flops(matrix.dtype)
             moved = matrix.read * BYTES[matrix.dtype] + matrix.rows * matrix.widths * model.activation_bytes
-            memory = matrix.count * moved / devices / bandwidth
+            memory = matrix.layers * moved / devices / bandwidth
             if arithmetic >= memory:
                 compute += arithmetic
             else:
@@ -160,9 +152,7 @@ class Roofline:
             _Matrix(layers, out, out, tokens, model.query_size + hidden, dtype),
         ]
         plain = model.num_unquantized_mlp_layers
-        matrices += self._mlp(
-            model.num_dense_layers - plain, model.intermediate_size, tokens, model.weight_dtype
-        )
+        matrices += self._mlp(model.num_dense_layers - plain, model.intermediate_size, tokens, model.weight_dtype)
         matrices += self._mlp(plain, model.intermediate_size, tokens, model.activation_dtype)
         if model.num_moe_layers:
             shared = model.shared_expert_intermediate_size
@@ -170,9 +160,7 @@ class Roofline:
             matrices += self._experts(tokens)
         return matrices
 
-    def _mlp(
-        self, count: int, width: int, rows: float, dtype: str, copies_read: float = 1.0
-    ) -> list[_Matrix]:
+    def _mlp(self, count: int, width: int, rows: float, dtype: str, copies_read: float = 1.0) -> list[_Matrix]:
         """Up (and gate) and down projection of ``count`` layers; ``copies_read`` experts' worth of weights."""
         if not count or not width:
             return []
