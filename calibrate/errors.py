@@ -20,6 +20,8 @@ METRICS = ("ttft", "tpot", "itl", "e2e", "queue_time")
 PERCENTILES: Mapping[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 SMALLEST_QUEUE_TIME = 1e-3
 """Seconds. Relative errors of shorter measured queue times say nothing; they are left out of the MAPE."""
+SMALLEST_GAP = 0.1
+"""Share of the median inter-token gap. Shorter gaps are tokens that were delivered together; left out likewise."""
 RESAMPLES = 200
 SEED = 20240815
 
@@ -170,7 +172,7 @@ class Comparison:
         paired = _relative(
             np.concatenate([left for left, _ in same] or [np.empty(0)]),
             np.concatenate([right for _, right in same] or [np.empty(0)]),
-            1e-6,
+            SMALLEST_GAP * _level(np.concatenate(measured), 50.0),
         )
         pooled_measured, pooled_predicted = np.concatenate(measured), np.concatenate(predicted)
         levels = {}

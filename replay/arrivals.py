@@ -121,4 +121,5 @@ def _moved(trace: Trace, arrivals: Floats, origin: str) -> Trace:
             for times, sent in zip(trace.lists("token_times"), arrivals.tolist(), strict=True)
         ]
         meta["clock"] = {**meta["clock"], "kind": RUN_CLOCK}
+        meta["notes"] = [*meta.get("notes", []), f"send times were not recorded; arrivals are drawn anew: {origin}"]
     return dataclass_replace(trace, requests=requests_table(columns, len(trace)), meta=meta, _columns={})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow.parquet as pq
 
 from calibrate.cli.options import output_options, render_text, write_output
 from profiles.errors import InputError
@@ -103,10 +104,10 @@ def _capture_row(path: Path) -> dict[str, Any]:
     meta = json.loads((path / "trace.json").read_text(encoding="utf-8"))
     return {
         "name": path.name,
-        "title": meta.get("title", meta.get("name", "")),
+        "title": meta.get("title") or meta.get("name", ""),
         "bundled": True,
         "here": True,
-        "requests": meta.get("num_requests", 0),
+        "requests": pq.read_metadata(path / "requests.parquet").num_rows,
         "bytes": sum(file.stat().st_size for file in path.iterdir()),
         "licence": "Apache-2.0",
         "format": "servecal",

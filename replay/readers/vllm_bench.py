@@ -61,7 +61,7 @@ def read(path: Path) -> Trace:
     starts = "start_times" in arrays
     origin = min(row["sent"] for row in rows) if starts else 0.0
     columns = _columns(rows, origin, starts)
-    notes = _notes(rows, starts)
+    notes = _notes(rows)
     measured = ("prompt_tokens", "output_tokens", "first_token", "last_token", "token_times")
     version = record.get("vllm_version") or record.get("engine_version")
     return Trace(
@@ -170,7 +170,7 @@ def _columns(rows: list[dict[str, Any]], origin: float, starts: bool) -> dict[st
     }
 
 
-def _notes(rows: list[dict[str, Any]], starts: bool) -> list[str]:
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
     notes = []
     silent = sum(row["status"] == "silent" for row in rows)
     if silent:
@@ -184,8 +184,4 @@ def _notes(rows: list[dict[str, Any]], starts: bool) -> list[str]:
     coalesced = sum(row["status"] == "ok" and row["times"].size < row["output"] for row in rows)
     if coalesced:
         notes.append(f"{coalesced} requests received several tokens in one chunk: token_times are chunks")
-    if not starts:
-        notes.append(
-            "send times were not recorded: arrivals are unknown; --arrivals poisson:rate=R,seed=S draws them anew"
-        )
     return notes
