@@ -46,6 +46,8 @@ def find_cold_start(
 ) -> ColdStart | None:
     """Return the cold start of a run, or None if its first request met a warm engine.
 
+    A trace whose ``meta`` says ``warmed_up`` has none.
+
     Parameters
     ----------
     trace : Trace
@@ -55,6 +57,8 @@ def find_cold_start(
     simulate : callable
         Simulates some of them on a warm engine.
     """
+    if trace.meta.get("warmed_up"):
+        return None
     first_token = dict(zip(trace.ids, trace.column("first_token").tolist(), strict=True))
     ok = dict(zip(trace.ids, trace.statuses == "ok", strict=True))
     first = min(requests, key=lambda request: request.arrival)

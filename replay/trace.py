@@ -102,7 +102,8 @@ class Trace:
         ``version``, ``arguments`` by vLLM's names); ``clock`` (``kind`` ``"run"``: stamps share one clock;
         ``"request"``: stamps count from each request's own sending, and arrivals are unknown; ``note`` how it
         was aligned); ``columns`` (per column ``measured``, ``reconstructed``, ``assumed`` or ``unknown``);
-        ``block_hash`` (``block_size``); ``notes``.
+        ``block_hash`` (``block_size``); ``vantage`` (``engine`` or ``client``); ``warmed_up`` (whether requests
+        were served before the first one here); ``notes``.
     iterations, timeline : pyarrow.Table, optional
         Columns of ``ITERATIONS`` and ``TIMELINE``.
     """

@@ -5,6 +5,8 @@ subclasses; servecal must be importable too (installed, or ``PYTHONPATH`` at the
 form. The captures beside this file were made by it::
 
     python capture_vllm_cpu.py vllm-cpu-shared-prefix --seed 1
+    python capture_vllm_cpu.py vllm-cpu-shared-prefix-2 --seed 2
+    python capture_vllm_cpu.py vllm-cpu-preemption --seed 3 --num-gpu-blocks 230
 
 No model is downloaded: a folder with nothing but ``config.json`` describes a small Llama, and
 ``load_format="dummy"`` gives it random weights. Scheduler, KV cache, stamps and loop are vLLM's own; the step
@@ -370,6 +372,8 @@ def meta(raw: dict[str, Any], options: argparse.Namespace, origin: float) -> dic
     recorder = [step["recorder"] for step in raw["iterations"]]
     return {
         "name": options.folder.name,
+        "title": options.title,
+        "warmed_up": True,
         "source": {
             "format": "servecal-recording",
             "files": [],
@@ -427,6 +431,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Capture a run of vLLM 0.32 on a CPU as a trace.")
     parser.add_argument("folder", type=Path, help="where the trace goes; its last part is the trace's name")
+    parser.add_argument("--title", default="vLLM on a CPU", help="one line for the list of traces")
     parser.add_argument("--raw", type=Path, help="also keep the recording as it was, as JSON")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=260)

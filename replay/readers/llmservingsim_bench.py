@@ -95,6 +95,7 @@ def read(path: Path) -> Trace:
                 "arrival_to_queued": _lag_facts(alignment.lag),
             },
             "vantage": "engine",
+            "warmed_up": False,
             "columns": {
                 "arrival": "reconstructed: wall clock moved onto the engine's",
                 **dict.fromkeys(measured, "measured"),

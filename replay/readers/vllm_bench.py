@@ -82,6 +82,8 @@ def read(path: Path) -> Trace:
                 "note": "the client's performance counter",
             },
             "vantage": "client",
+            # Every version sends a test request before it measures.
+            "warmed_up": True,
             "load": {
                 key: record.get(key)
                 for key in ("request_rate", "burstiness", "max_concurrency", "duration", "num_prompts")
