@@ -7,7 +7,6 @@ an iteration's duration (``accelerators.base.HostOverhead``).
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -160,16 +159,13 @@ class _Run:
         self.cold_start = cold_start
         self.depth = 2 if config.async_scheduling else 1
         self.in_flight: deque[tuple[Step, int]] = deque()
-        # Arrivals, and clients that give up, in the order of time; an arrival before anything else of its time.
-        self.events: list[tuple[int, int, int, ServedRequest]] = []
-        for one in served:
-            if one.status is Status.REJECTED:
-                continue
-            self.events.append((one.arrival, 0, one.index, one))
-            if one.request.abort is not None:
-                self.events.append((max(one.arrival, nanoseconds(one.request.abort)), 1, one.index, one))
-        heapq.heapify(self.events)
-        self.clock = self.device_free = self.events[0][0] if self.events else 0
+        entering = [one for one in served if one.status is not Status.REJECTED]
+        self.arrivals = deque(sorted(entering, key=lambda one: (one.arrival, one.index)))
+        aborts = [
+            (max(one.arrival, nanoseconds(one.request.abort)), one) for one in entering if one.request.abort is not None
+        ]
+        self.aborts = deque(sorted(aborts, key=lambda abort: (abort[0], abort[1].index)))
+        self.clock = self.device_free = self.arrivals[0].arrival if self.arrivals else 0
         self.ended = 0
         self.result = Simulation(served, tuple(accelerator.components))
         self.result.component_seconds = [0.0] * len(self.result.components)
@@ -178,7 +174,8 @@ class _Run:
         """Alternate as ``EngineCore`` does: take in arrivals, fill the queue of steps, else await the oldest."""
         scheduler = self.scheduler
         while True:
-            self._take_in_events()
+            self._take_in_arrivals()
+            self._drop_aborted()
             if scheduler.num_unfinished:
                 step = scheduler.schedule(self.clock)
                 end = self._execute(step) if step.items else self.clock
@@ -186,20 +183,28 @@ class _Run:
                 if len(self.in_flight) < self.depth:
                     continue
             elif not self.in_flight:
-                if not self.events:
+                if not self.arrivals:
                     return
-                self.clock = self.events[0][0]
+                self.clock = self.arrivals[0].arrival
                 continue
             self._await_oldest()
 
-    def _take_in_events(self) -> None:
-        while self.events and self.events[0][0] <= self.clock:
-            _, gives_up, _, served = heapq.heappop(self.events)
-            if gives_up:
-                self.scheduler.abort(served)
+    def _take_in_arrivals(self) -> None:
+        while self.arrivals and self.arrivals[0].arrival <= self.clock:
+            served = self.arrivals.popleft()
+            served.queued = self.clock
+            self.scheduler.add(served)
+
+    def _drop_aborted(self) -> None:
+        """Forget requests whose clients gave up; those that the engine has not taken in yet wait for that."""
+        later = []
+        while self.aborts and self.aborts[0][0] <= self.clock:
+            abort = self.aborts.popleft()
+            if abort[1].queued < 0:
+                later.append(abort)
             else:
-                served.queued = self.clock
-                self.scheduler.add(served)
+                self.scheduler.abort(abort[1])
+        self.aborts.extendleft(reversed(later))
 
     def _execute(self, step: Step) -> int:
         """Hand a step to the device; return when it will be done."""
@@ -238,6 +243,7 @@ class _Run:
             self._wait_for_an_event(step)
             return
         self.clock = max(self.clock, end)
+        self._drop_aborted()
         ended = self.scheduler.update(step, self.clock)
         self.result.end = self.clock
         if ended and self.progress is not None:
@@ -248,14 +254,18 @@ class _Run:
         """Nothing could be scheduled and nothing is in flight: only an arrival or an abort can help."""
         if step.preempted or not self.scheduler.num_unfinished:
             return
-        if not self.events:
-            scheduler = self.scheduler
-            stuck = scheduler.waiting.peek() if scheduler.waiting else scheduler.running[0]
-            raise StuckError(
-                f"{scheduler.num_unfinished} requests are left and none can be scheduled: request "
-                f"{stuck.request.id!r} has {stuck.num_tokens} tokens, {scheduler.kv_cache.num_free_blocks} of "
-                f"{scheduler.config.num_gpu_blocks - 1} KV blocks are free (watermark "
-                f"{scheduler.config.watermark}, scheduler_reserve_full_isl "
-                f"{scheduler.config.scheduler_reserve_full_isl})"
-            )
-        self.clock = max(self.clock, self.events[0][0])
+        events = [self.arrivals[0].arrival] if self.arrivals else []
+        events += [self.aborts[0][0]] if self.aborts else []
+        if not events:
+            raise StuckError(self._why_stuck())
+        self.clock = max(self.clock, min(events))
+
+    def _why_stuck(self) -> str:
+        scheduler = self.scheduler
+        config = scheduler.config
+        stuck = scheduler.waiting.peek() if len(scheduler.waiting) else scheduler.running[0]
+        return (
+            f"{scheduler.num_unfinished} requests are left and none can be scheduled: request {stuck.request.id!r} has "
+            f"{stuck.num_tokens} tokens, {scheduler.kv_cache.num_free_blocks} of {config.num_gpu_blocks - 1} KV blocks "
+            f"are free (watermark {config.watermark}, scheduler_reserve_full_isl {config.scheduler_reserve_full_isl})"
+        )

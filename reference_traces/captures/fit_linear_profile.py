@@ -51,13 +51,11 @@ def main(folder: str, output: str) -> None:
     weight = seconds**-0.5
     fitted, _ = nnls(features * weight[:, None], seconds * weight)
     residual = features @ fitted / seconds - 1
+    coefficients = {name: float(f"{one:.6g}") for name, one in zip(Linear.components, fitted, strict=True)}
     profile = Profile(
         name=Path(output).stem,
         description=f"Linear in the batch; fitted to the recorded iterations of {trace.name} (vLLM on a CPU).",
-        accelerator=Accelerator(
-            kind="linear",
-            seconds={name: float(f"{one:.6g}") for name, one in zip(Linear.components, fitted, strict=True)},
-        ),
+        accelerator=Accelerator.model_validate({"kind": "linear", "seconds": coefficients}),
         host=Host(per_step=0.0, per_sequence=0.0, source="part of the recorded iterations"),
         provenance={
             "method": "non-negative least squares on iterations (fit_linear_profile.py)",
