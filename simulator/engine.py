@@ -116,21 +116,12 @@ class Engine:
         if not math.isfinite(request.arrival):
             raise SimulationError(f"request {request.id!r}: arrival {request.arrival}: expected a finite time")
         config = self.config
-        total = min(request.prompt_tokens + request.output_tokens, config.max_model_len)
-        served = ServedRequest(
-            request=request,
-            index=index,
-            arrival=nanoseconds(request.arrival),
-            max_total_tokens=total,
-            num_prompt_tokens=request.prompt_tokens,
-            num_tokens=request.prompt_tokens,
-            block_hashes=list(request.block_hashes or ()),
-            token_times=[] if record_token_times else None,
-        )
+        served = ServedRequest.enter(request, index, config.max_model_len, record_token_times=record_token_times)
         if request.prompt_tokens >= config.max_model_len:
             # vLLM's front end refuses such a prompt before the engine sees it.
             served.status = Status.REJECTED
             return served
+        total = served.max_total_tokens
         needed = -(-(total - 1) // config.block_size)
         if needed > config.num_gpu_blocks - 1:
             raise NeverFitsError(

@@ -80,6 +80,22 @@ class ServedRequest:
     last_token: int = -1
     token_times: list[int] | None = None
 
+    @classmethod
+    def enter(
+        cls, request: Request, index: int, max_model_len: int, *, record_token_times: bool = False
+    ) -> ServedRequest:
+        """Return the state of a request that has just arrived; ``index`` is its place among all requests."""
+        return cls(
+            request=request,
+            index=index,
+            arrival=round(request.arrival * 1e9),
+            max_total_tokens=min(request.prompt_tokens + request.output_tokens, max_model_len),
+            num_prompt_tokens=request.prompt_tokens,
+            num_tokens=request.prompt_tokens,
+            block_hashes=list(request.block_hashes or ()),
+            token_times=[] if record_token_times else None,
+        )
+
     def __lt__(self, other: ServedRequest) -> bool:
         """Order of the priority queue (vLLM ``Request.__lt__``)."""
         mine = (self.request.priority, self.arrival, self.request.id)

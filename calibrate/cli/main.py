@@ -9,6 +9,7 @@ import sys
 import click
 
 COMMANDS = {
+    "conformance": ("calibrate.cli.conformance_command", "Compare the simulated schedule with vLLM's own."),
     "profiles": ("calibrate.cli.profiles_group", "List, show and import profiles, models and hardware."),
     "replay": ("calibrate.cli.replay_command", "Simulate a trace's requests and write the predicted trace."),
     "report": ("calibrate.cli.report_command", "Replay a trace, compare, and print the error report."),
