@@ -162,11 +162,11 @@ def _results_differ(golden: GoldenSchedule, served: Sequence[ServedRequest]) -> 
         one = by_id.get(str(expected.get("id")))
         if one is None:
             raise InputError(f"has a result for {expected.get('id')!r}, which is no request", file=golden.file)
-        done = one.last_token if one.status is Status.FINISHED else -1
+        done = one.last_token if one.status is Status.FINISHED else None
         simulated = {
             "id": one.request.id,
-            "first_us": _us(one.first_token) if one.first_token >= 0 else None,
-            "done_us": _us(done) if done >= 0 else None,
+            "first_us": None if one.first_token is None else _us(one.first_token),
+            "done_us": None if done is None else _us(done),
         }
         fields = tuple(key for key in ("first_us", "done_us") if expected.get(key) != simulated[key])
         if fields:

@@ -41,7 +41,9 @@ class Draw:
             times = np.concatenate([[0.0], np.cumsum(gaps)[:-1]])
         else:
             times = np.cumsum(random.gamma(self.burstiness, 1.0 / (self.rate * self.burstiness), size=count))
-            times *= count / self.rate / times[-1]
+            # Gaps of a tiny burstiness are below what a double holds: all requests come at once.
+            if times[-1] > 0:
+                times *= count / self.rate / times[-1]
         return np.asarray(times + self.overhead * np.arange(count), dtype=np.float64)
 
 
@@ -64,7 +66,7 @@ def parse_draw(text: str) -> Draw:
         if not equals or key.strip() not in ("rate", "seed", "burstiness", "overhead"):
             raise InputError(f"{text!r}: expected {SHAPE}", field="--arrivals")
     rate, seed = values.get("rate", 0.0), values.get("seed", 0.0)
-    fine = distribution in DISTRIBUTIONS and 0 < rate < 1e9 and seed in range(2**32)
+    fine = distribution in DISTRIBUTIONS and 1e-6 <= rate < 1e9 and seed.is_integer() and 0 <= seed < 2**32
     fine = fine and 0 < values.get("burstiness", 1.0) < 1e6 and 0 <= values.get("overhead", 0.0) < 1e6
     if not fine:
         raise InputError(f"{text!r}: expected {SHAPE}", field="--arrivals")

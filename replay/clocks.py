@@ -40,5 +40,6 @@ def align_arrivals(wall_arrival: Floats, queued: Floats) -> Alignment:
     """
     gaps = queued - wall_arrival
     offset = float(np.nanmin(gaps))
-    arrival = wall_arrival + offset
+    # Doubles near 1.8e9 s resolve no better than 0.24 us: rounding must not queue a request before it came.
+    arrival = np.fmin(wall_arrival + offset, queued)
     return Alignment(arrival, offset, queued - arrival)

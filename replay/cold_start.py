@@ -69,6 +69,8 @@ def find_cold_start(
     # Only requests that came before its first token can have had a part in it.
     early = [request for request in requests if request.arrival <= first_token[first.id]]
     served = simulate(early).served[early.index(first)]
+    if served.first_token is None:
+        return None
     predicted = (served.first_token - served.arrival) / NS
     if measured - predicted < SHARE * measured:
         return None

@@ -156,7 +156,7 @@ def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Ta
         status[row] = _STATUS.get(served.status, "unfinished")
         for name, values in stamps.items():
             stamp = getattr(served, name)
-            if stamp >= 0:
+            if stamp is not None:
                 values[row] = stamp / NS
         cached[row], preemptions[row] = served.num_cached_tokens, served.num_preemptions
         if served.token_times is not None:

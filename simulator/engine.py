@@ -191,7 +191,7 @@ class _Run:
         later = []
         while self.aborts and self.aborts[0][0] <= self.clock:
             abort = self.aborts.popleft()
-            if abort[1].queued < 0:
+            if abort[1].queued is None:
                 later.append(abort)
             else:
                 self.scheduler.abort(abort[1])

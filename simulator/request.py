@@ -55,7 +55,7 @@ class ServedRequest:
 
     ``num_tokens`` is the prompt plus the output tokens that are known; ``num_computed_tokens`` counts those
     whose KV is computed *or scheduled*; ``num_output_placeholders`` are tokens that an asynchronous step in
-    flight will produce. Stamps are integer nanoseconds, or -1 where not reached.
+    flight will produce. Stamps are integer nanoseconds, None where not reached.
     """
 
     request: Request
@@ -74,10 +74,10 @@ class ServedRequest:
     blocks: list[int] = field(default_factory=list)
     num_hashed_blocks: int = 0
     block_hashes: list[int] = field(default_factory=list)
-    queued: int = -1
-    scheduled: int = -1
-    first_token: int = -1
-    last_token: int = -1
+    queued: int | None = None
+    scheduled: int | None = None
+    first_token: int | None = None
+    last_token: int | None = None
     token_times: list[int] | None = None
 
     @classmethod

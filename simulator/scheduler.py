@@ -218,7 +218,7 @@ class Scheduler:
             self.running.append(served)
             served.status = Status.RUNNING
             served.num_computed_tokens = num_cached_tokens
-            if served.scheduled < 0:
+            if served.scheduled is None:
                 served.scheduled = now
                 served.num_cached_tokens = num_cached_tokens
             step.add(served, num_new_tokens)
@@ -235,7 +235,7 @@ class Scheduler:
 
     def _append_output(self, served: ServedRequest, now: int, stale: bool) -> None:
         served.num_tokens += 1
-        if served.first_token < 0:
+        if served.first_token is None:
             served.first_token = now
         served.last_token = now
         if served.token_times is not None:

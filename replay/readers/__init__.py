@@ -1,4 +1,7 @@
-"""One module a format, found by content. Each has ``FORMAT``, ``detect(path)`` and ``read(path)``."""
+"""One module a format, found by content.
+
+Each has ``FORMAT``, ``detect(path)``, ``read(path)`` and, where it reads a folder, ``REQUESTS_FILE`` in it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def read_trace(path: Path) -> Trace:
     try:
         for reader in READERS:
             if reader.detect(path):
-                return check_requests(reader.read(path), path)
+                requests = path / reader.REQUESTS_FILE if path.is_dir() else path
+                return check_requests(reader.read(path), requests)
     except PermissionError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     known = ", ".join(reader.FORMAT for reader in READERS)

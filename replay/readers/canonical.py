@@ -12,6 +12,7 @@ from replay.readers.fields import read_object
 from replay.trace import ITERATIONS, REQUESTS, SCHEMA, STATUSES, TIMELINE, Trace, check_table, is_canonical
 
 FORMAT = "servecal"
+REQUESTS_FILE = "requests.parquet"
 
 
 def detect(path: Path) -> bool:
@@ -43,7 +44,7 @@ def read(path: Path) -> Trace:
         if status not in STATUSES:
             raise InputError(
                 f"expected one of {', '.join(STATUSES)}, found {found(status)}",
-                file=folder / "requests.parquet",
+                file=folder / REQUESTS_FILE,
                 row=f"request {row}",
                 field="status",
             )

@@ -37,7 +37,7 @@ class Record:
         """
         value = self.values.get(key)
         if value is None:
-            have = ", ".join(list(self.values)[:12]) or "none"
+            have = ", ".join(found(one)[1:-1] for one in list(self.values)[:12]) or "none"
             raise self.error(key, f"is missing; fields here: {have}")
         return value
 
@@ -49,9 +49,14 @@ class Record:
         """Return a count of tokens."""
         return as_tokens(self.need(key), least, lambda message: self.error(key, message))
 
-    def seconds(self, key: str, *, positive: bool = False) -> float:
-        """Return a time or duration in seconds, at least 0 (or above 0)."""
-        return as_seconds(self.need(key), positive, lambda message: self.error(key, message))
+    def seconds(self, key: str, *, positive: bool = False, unit: float = 1.0) -> float:
+        """Return a time or duration in seconds, at least 0 (or above 0), of a field in units of ``unit`` seconds."""
+        return as_seconds(self.need(key), positive, lambda message: self.error(key, message), unit)
+
+    def text(self, key: str) -> str | None:
+        """Return a string, or None if the field is absent or null."""
+        value = self.values.get(key)
+        return None if value is None else as_text(value, lambda message: self.error(key, message))
 
 
 def as_tokens(value: Any, least: int, error: Any) -> int:
@@ -65,12 +70,12 @@ def as_tokens(value: Any, least: int, error: Any) -> int:
     return value
 
 
-def as_seconds(value: Any, positive: bool, error: Any) -> float:
-    """Check a foreign value to be a sensible time in seconds."""
+def as_seconds(value: Any, positive: bool, error: Any, unit: float = 1.0) -> float:
+    """Check a foreign value to be a sensible time, and return it in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise error(f"expected a number of seconds, found {found(value)}")
     try:
-        seconds = float(value)
+        seconds = float(value) * unit
     except OverflowError:
         seconds = math.inf
     if not math.isfinite(seconds) or seconds > MOST_SECONDS:
@@ -78,6 +83,17 @@ def as_seconds(value: Any, positive: bool, error: Any) -> float:
     if seconds < 0 or (positive and seconds == 0):
         raise error(f"expected a number of seconds {'above' if positive else 'at least'} 0, found {found(value)}")
     return seconds
+
+
+def as_text(value: Any, error: Any) -> str:
+    """Check a foreign value to be a string that can be written again."""
+    if not isinstance(value, str):
+        raise error(f"expected a string, found {found(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise error(f"is no Unicode text: {found(value)}") from None
+    return value
 
 
 def read_text(path: Path) -> str:
@@ -99,8 +115,8 @@ def read_text(path: Path) -> str:
     return text
 
 
-def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
-    """Parse JSON.
+def parse_json(text: str, path: Path, first_line: int = 1, *, finite: bool = False) -> Any:
+    """Parse JSON; with ``finite``, numbers beyond a double's range and NaN are refused wherever they stand.
 
     Raises
     ------
@@ -108,14 +124,27 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
         With the line at which it ends or breaks.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, **(_FINITE if finite else {}))
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        truncated = " (the file seems truncated)" if error.pos >= len(text.rstrip()) - 1 else ""
+        cut = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+        truncated = " (the file seems truncated)" if cut else ""
         raise InputError(f"is no JSON: {error.msg} at column {error.colno}{truncated}", file=path, row=line) from None
+    except OverflowError as error:
+        raise InputError(f"expected finite numbers, found {error}", file=path) from None
     except (RecursionError, ValueError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
         raise InputError(f"is no JSON for a trace: {reason}", file=path, row=first_line) from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise OverflowError(text[:80])
+    return value
+
+
+_FINITE: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite}
 
 
 def read_object(path: Path) -> Record:
@@ -126,7 +155,7 @@ def read_object(path: Path) -> Record:
     InputError
         If it holds something else.
     """
-    value = parse_json(read_text(path), path)
+    value = parse_json(read_text(path), path, finite=True)
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object, found {found(value)}", file=path)
     return Record(value, path)
@@ -140,7 +169,8 @@ def read_lines(path: Path) -> Iterator[Record]:
     InputError
         At the first line that holds no JSON object.
     """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # Not splitlines: JSON strings may hold line separators of Unicode.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         value = parse_json(line, path, number)

@@ -18,17 +18,18 @@ import pyarrow.csv
 from profiles.errors import InputError, found
 from replay.block_hashes import chain
 from replay.clocks import Floats, align_arrivals
-from replay.readers.fields import Record, read_lines, read_object
+from replay.readers.fields import Record, as_text, read_lines, read_object
 from replay.trace import TIMELINE, Trace, file_facts, requests_table
 
 FORMAT = "llmservingsim-bench"
+REQUESTS_FILE = "requests.jsonl"
 HASHED_BLOCK = 16
 STAMPS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 
 
 def detect(path: Path) -> bool:
     """Whether a folder, or a ``requests.jsonl``, is of this format."""
-    requests = path / "requests.jsonl" if path.is_dir() else path
+    requests = path / REQUESTS_FILE if path.is_dir() else path
     if not requests.is_file() or requests.suffix != ".jsonl":
         return False
     with requests.open("rb") as stream:
@@ -45,7 +46,7 @@ def read(path: Path) -> Trace:
         Naming file, line and field of what cannot be used.
     """
     folder = path if path.is_dir() else path.parent
-    source = folder / "requests.jsonl" if path.is_dir() else path
+    source = folder / REQUESTS_FILE if path.is_dir() else path
     records = list(read_lines(source))
     meta = read_object(folder / "meta.json") if (folder / "meta.json").is_file() else None
     workload = folder / "workload.jsonl"
@@ -65,7 +66,9 @@ def read(path: Path) -> Trace:
         "first_token": first - origin,
         "last_token": last - origin,
         "prompt_tokens": [record.tokens("input_toks", 1) for record in records],
-        "output_tokens": [record.tokens("output_toks", 1) for record in records],
+        "output_tokens": [
+            record.tokens("output_toks", 0 if np.isnan(one) else 1) for record, one in zip(records, last, strict=True)
+        ],
     }
     notes: list[str] = []
     files = [source]
@@ -110,9 +113,9 @@ def read(path: Path) -> Trace:
 
 def _id(record: Record) -> str:
     value = record.need("request_id")
-    if not isinstance(value, str | int):
-        raise record.error("request_id", f"expected a string, found {found(value)}")
-    return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return as_text(value, lambda message: record.error("request_id", message))
 
 
 def _stamps(record: Record) -> tuple[float, ...]:
@@ -134,7 +137,7 @@ def _from_workload(path: Path, columns: dict[str, Any], requests: list[Record]) 
     for row, prompt_tokens in zip(rows, columns["prompt_tokens"], strict=True):
         if row.tokens("input_toks", 1) != prompt_tokens:
             raise row.error("input_toks", f"is {row.get('input_toks')}, the request has {prompt_tokens}")
-        nominal.append(row.seconds("arrival_time_ns") * 1e-9)
+        nominal.append(row.seconds("arrival_time_ns", unit=1e-9))
         ids = row.get("input_tok_ids")
         hashes.append(None if ids is None else _chain(row, ids, prompt_tokens))
     wanted = np.array(nominal)
@@ -147,7 +150,7 @@ def _from_workload(path: Path, columns: dict[str, Any], requests: list[Record]) 
 
 
 def _chain(row: Record, ids: Any, prompt_tokens: int) -> list[int]:
-    if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < 2**62 for one in ids):
+    if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 2**62 for one in ids):
         raise row.error("input_tok_ids", f"expected a list of token ids, found {found(ids)}")
     if len(ids) != prompt_tokens:
         raise row.error("input_tok_ids", f"has {len(ids)} ids for {prompt_tokens} prompt tokens")
@@ -167,13 +170,12 @@ def _described(meta: Record | None) -> dict[str, Any]:
             if cache.get(name) is not None:
                 arguments.setdefault(name, cache[name])
     hardware = meta.get("hardware")
-    version = meta.get("vllm_version")
     return {
-        "model": meta.get("model"),
+        "model": meta.text("model"),
         "hardware": hardware.get("device_name") if isinstance(hardware, dict) else None,
         "engine": {
             "name": "vllm",
-            "version": None if version is None else str(version),
+            "version": meta.text("vllm_version"),
             "arguments": arguments,
         },
     }
@@ -186,21 +188,26 @@ def _lag_facts(lag: Floats) -> dict[str, float]:
 
 def _timeline(path: Path, meta: Record | None, offset: float, notes: list[str]) -> pa.Table | None:
     """Gauges by tick; their clock starts with the run's logger, whose wall time is ``started_at``."""
-    started = meta.get("started_at") if meta is not None else None
-    if not isinstance(started, str):
+    started = meta.text("started_at") if meta is not None else None
+    if meta is None or started is None:
         notes.append("timeseries.csv is left out: without started_at in meta.json its clock is unknown")
         return None
     names = ("t", "running", "waiting", "kv_cache_pct", "prompt_throughput", "gen_throughput")
     try:
         begin = datetime.datetime.fromisoformat(started).timestamp() + offset
-    except ValueError:
-        raise InputError(f"expected a date and time, found {found(started)}", file=path, field="started_at") from None
+    except (ValueError, OverflowError):
+        raise meta.error("started_at", f"expected a date and time, found {found(started)}") from None
     options = pyarrow.csv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(names, pa.float64()))
     try:
         table = pyarrow.csv.read_csv(path, convert_options=options)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise InputError(str(error).splitlines()[0], file=path) from None
-    columns = {name: table[name].to_numpy() for name in names}
+        columns = {name: table[name].to_numpy() for name in names}
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise InputError(str(error.args[0]).splitlines()[0], file=path) from None
+    for name, values in columns.items():
+        bad = np.isinf(values) | (np.isnan(values) if name == "t" else False)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InputError(f"expected a finite number, found {values[row]}", file=path, row=row + 2, field=name)
     kv_usage = columns["kv_cache_pct"] / 100
     if not kv_usage.any():
         notes.append("kv_cache_pct is 0 throughout although requests ran: not measured")

@@ -6,16 +6,19 @@ and the trace's stamps count from each request's own sending.
 
 from __future__ import annotations
 
+import math
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from profiles.errors import InputError, found
-from replay.readers.fields import Record, as_seconds, as_tokens, parse_json, read_text
+from replay.readers.fields import Record, as_seconds, as_text, as_tokens, parse_json, read_text
 from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Trace, file_facts, requests_table
 
 FORMAT = "vllm-bench"
+REQUESTS_FILE = ""
 ARRAYS = ("input_lens", "output_lens", "ttfts", "itls", "errors")
 _DEPLOYMENT = (
     "max_num_seqs",
@@ -24,6 +27,7 @@ _DEPLOYMENT = (
     "max_model_len",
     "num_gpu_blocks",
 )
+_LOAD = ("request_rate", "burstiness", "max_concurrency", "duration", "num_prompts")
 
 
 def detect(path: Path) -> bool:
@@ -31,7 +35,7 @@ def detect(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        head = stream.read(8192).lstrip()
+        head = stream.read(8192).removeprefix(BOM_UTF8).lstrip()
     return head.startswith(b"{") and b'"request_throughput"' in head and b'"model_id"' in head
 
 
@@ -51,6 +55,7 @@ def read(path: Path) -> Trace:
     for name, values in arrays.items():
         if not isinstance(values, list):
             raise record.error(name, f"expected an array, found {found(values)}")
+    for name, values in arrays.items():
         if len(values) != len(arrays["ttfts"]):
             raise record.error(name, f"has {len(values)} entries, ttfts has {len(arrays['ttfts'])}")
     count = len(arrays["ttfts"])
@@ -63,17 +68,17 @@ def read(path: Path) -> Trace:
     columns = _columns(rows, origin, starts)
     notes = _notes(rows)
     measured = ("prompt_tokens", "output_tokens", "first_token", "last_token", "token_times")
-    version = record.get("vllm_version") or record.get("engine_version")
+    load = {key: record.get(key) for key in _LOAD}
     return Trace(
         requests_table(columns, count),
         {
             "name": path.resolve().stem,
             "source": {"format": FORMAT, "files": file_facts([path])},
-            "model": record.get("model_id"),
-            "hardware": record.get("hardware"),
+            "model": record.text("model_id"),
+            "hardware": record.text("hardware"),
             "engine": {
                 "name": "vllm",
-                "version": None if version is None else str(version),
+                "version": record.text("vllm_version") or record.text("engine_version"),
                 "arguments": {key: record.get(key) for key in _DEPLOYMENT if record.get(key) is not None},
             },
             "clock": {
@@ -84,11 +89,7 @@ def read(path: Path) -> Trace:
             "vantage": "client",
             # Every version sends a test request before it measures.
             "warmed_up": True,
-            "load": {
-                key: record.get(key)
-                for key in ("request_rate", "burstiness", "max_concurrency", "duration", "num_prompts")
-                if record.get(key) is not None
-            },
+            "load": {key: value for key, value in load.items() if _plain(value)},
             "columns": {
                 "arrival": "measured: when the client sent it" if starts else "unknown: the file has no start_times",
                 **dict.fromkeys(measured, "measured"),
@@ -114,6 +115,11 @@ def _one_run(path: Path) -> Record:
     return Record(value, path)
 
 
+def _plain(value: Any) -> bool:
+    """Whether a value can stand in ``meta``: text, or a number that JSON has."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
 def _request(path: Path, arrays: dict[str, list[Any]], index: int, chat: bool) -> dict[str, Any]:
     """One request's lengths, status and times since it was sent."""
     where = f"request {index}"
@@ -121,7 +127,7 @@ def _request(path: Path, arrays: dict[str, list[Any]], index: int, chat: bool) -
     def error(field: str) -> Any:
         return lambda message: InputError(message, file=path, row=where, field=field)
 
-    text = arrays["errors"][index] if "errors" in arrays else ""
+    failure = arrays["errors"][index] if "errors" in arrays else None
     ttft = as_seconds(arrays["ttfts"][index], False, error("ttfts"))
     gaps = arrays["itls"][index]
     if not isinstance(gaps, list):
@@ -139,15 +145,15 @@ def _request(path: Path, arrays: dict[str, list[Any]], index: int, chat: bool) -
     }
     if "start_times" in arrays:
         row["sent"] = as_seconds(arrays["start_times"][index], True, error("start_times"))
-    if text:
-        row |= {"status": "failed", "error": str(text), "output": None, "times": None}
+    if failure is not None and as_text(failure, error("errors")):
+        row |= {"status": "failed", "error": failure, "output": None, "times": None}
     elif ttft == 0 and not gaps:
         # No content came, yet nothing failed: the model ended at once, after a prefill that the engine did.
         row |= {"status": "silent", "output": 1, "times": None}
     elif ttft == 0:
         raise error("ttfts")("is 0 although tokens followed: expected a time above 0")
     else:
-        if chat and len(gaps) == said and said > 1:
+        if chat and gaps and len(gaps) == said:
             # The chat endpoint opens with a chunk that holds only the role.
             row["times"] = times = times[1:]
         # Fewer tokens than chunks: output_lens counts re-tokenised text, the chunks are the engine's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -58,7 +59,7 @@ class WithHost:
     Raises
     ------
     SimulationError
-        If a coefficient names no component, or is negative.
+        If a coefficient names no component, or is negative or not finite.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class WithHost:
                 f"coefficient {next(iter(factors))!r}: this accelerator model has the components "
                 + ", ".join(self.components)
             )
-        negative = [name for name, factor in self.coefficients.items() if factor < 0]
-        if negative:
-            raise SimulationError(f"coefficient {negative[0]!r}: expected at least 0")
+        for name, factor in self.coefficients.items():
+            if not (math.isfinite(factor) and factor >= 0):
+                raise SimulationError(f"coefficient {name!r}: expected a number of at least 0, found {factor}")
         self._factors = tuple(self.coefficients.values())
         self._scaled = any(factor != 1.0 for factor in self._factors)
 

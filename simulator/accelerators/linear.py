@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from simulator.batch import Batch
@@ -19,7 +20,7 @@ class Linear:
     Raises
     ------
     SimulationError
-        If a feature is unknown, a coefficient negative, or all are zero.
+        If a feature is unknown, a coefficient negative or not finite, or all are zero.
     """
 
     components = (
@@ -40,7 +41,8 @@ class Linear:
                 f"linear accelerator: {min(unknown)!r} is no feature; there are " + ", ".join(self.components)
             )
         self.seconds = {name: float(seconds.get(name, 0.0)) for name in self.components}
-        if min(self.seconds.values()) < 0 or not any(self.seconds.values()):
+        usable = all(math.isfinite(rate) and rate >= 0 for rate in self.seconds.values())
+        if not usable or not any(self.seconds.values()):
             raise SimulationError("linear accelerator: expected coefficients >= 0, one of them > 0")
         self._rates = tuple(self.seconds.values())
 

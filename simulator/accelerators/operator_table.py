@@ -22,7 +22,7 @@ REQUIRED = (*GEMMS, "layernorm", "rotary_emb", "act_fn", "embedding", "final_lay
 PER_SEQUENCE = ("lm_head", "sampler")
 MEMORY_PASSES = 1.5
 """Passes over the tensor through device memory that an all-reduce costs besides the link."""
-ALL_REDUCE_LAUNCH_NS = 30.0
+ALL_REDUCE_LAUNCH_NS = 30
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,8 @@ class OperatorTable:
         at_longest = self._uniform_attention_ns(chunk, context, count, longest)
         if at_longest <= at_mean:
             return at_mean
-        return round(at_mean + alpha * (at_longest - at_mean))
+        # A fitted alpha may be negative, and far below the buckets' own contexts too much so.
+        return max(1, round(at_mean + alpha * (at_longest - at_mean)))
 
     def _uniform_attention_ns(self, chunk: int, context: int, decodes: int, decode_context: int) -> int:
         """One call with a prefill chunk and decodes of equal context, blended from the four nearest slices."""
@@ -204,7 +205,7 @@ class OperatorTable:
         low = _slice_ns(slice_00, context, decode_context)
         if slice_01 is not slice_00:
             low += by_decodes * (_slice_ns(slice_01, context, decode_context) - low)
-        if slice_10 is slice_00:
+        if slice_10 is slice_00 and slice_11 is slice_01:
             return max(1, int(low))
         high = _slice_ns(slice_10, context, decode_context)
         if slice_11 is not slice_10:
@@ -252,9 +253,9 @@ class OperatorTable:
         devices = self.tensor_parallel_size
         if devices == 1:
             return 0
-        hop = self.link.latency + num_bytes / (devices * self.link.bandwidth)
-        memory = MEMORY_PASSES * num_bytes / self.memory_bandwidth
-        return round(1e9 * (2 * (devices - 1) * hop + memory) + ALL_REDUCE_LAUNCH_NS)
+        hop = round(1e9 * self.link.latency) + int(1e9 * num_bytes / (devices * self.link.bandwidth))
+        memory = int(1e9 * MEMORY_PASSES * num_bytes / self.memory_bandwidth)
+        return 2 * (devices - 1) * hop + memory + ALL_REDUCE_LAUNCH_NS
 
     def _price_head(self, sequences: int) -> int:
         return sum(self.tables.per_sequence[name].at(sequences) for name in PER_SEQUENCE)
