@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from profiles.errors import InputError, found
@@ -85,6 +85,7 @@ TIMELINE = pa.schema(
 )
 """Samples of engine gauges: requests, share of KV blocks in use (0 to 1), tokens per second."""
 
+_TABLES = ("requests", "iterations", "timeline")
 STATUSES = ("ok", "failed", "unfinished", "silent")
 RUN_CLOCK, REQUEST_CLOCK = "run", "request"
 
@@ -203,27 +204,52 @@ class Trace:
         InputError
             If the folder exists and holds something else than a trace, or cannot be written.
         """
-        target = Path(folder)
-        if target.exists() and not is_canonical(target) and (target.is_file() or any(target.iterdir())):
-            raise InputError("exists and is no trace of servecal; choose another folder", file=target)
+        target = Path(folder).resolve()
         try:
+            _refuse_foreign(target, folder)
+            text = json.dumps({"schema": SCHEMA, **self.meta}, indent=1, sort_keys=True, allow_nan=False)
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            try:
+                self._write(scratch / "new", text)
+                _swap(scratch / "new", target, scratch / "old")
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", file=target) from None
-        try:
-            for stem in ("requests", "iterations", "timeline"):
-                table = getattr(self, stem)
-                if table is not None:
-                    pq.write_table(table, scratch / f"{stem}.parquet", compression="zstd")
-            text = json.dumps({"schema": SCHEMA, **self.meta}, indent=1, sort_keys=True, allow_nan=False)
-            (scratch / "trace.json").write_text(text + "\n", encoding="utf-8")
-            scratch.chmod(0o777 & ~_umask())
-            if target.exists():
-                shutil.rmtree(target)
-            scratch.replace(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            raise InputError(f"cannot be written: {error.strerror}", file=folder) from None
+        except ValueError:
+            raise InputError("cannot be written: meta holds a number that is not finite", file=folder) from None
+
+    def _write(self, folder: Path, meta: str) -> None:
+        folder.mkdir()
+        for stem in _TABLES:
+            table = getattr(self, stem)
+            if table is not None:
+                pq.write_table(table, folder / f"{stem}.parquet", compression="zstd")
+        (folder / "trace.json").write_text(meta + "\n", encoding="utf-8")
+
+
+def _refuse_foreign(target: Path, called: str | Path) -> None:
+    """Refuse to replace what ``Trace.save`` did not write."""
+    if not target.exists():
+        return
+    own = {"trace.json", *(f"{stem}.parquet" for stem in _TABLES)} if target.is_dir() else set()
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in own) if own else [target.name]
+    if foreign:
+        raise InputError(f"holds {found(foreign[0])}, which is no part of a trace; choose another folder", file=called)
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Put a folder in the place of another, or leave that as it was."""
+    if not target.exists():
+        new.replace(target)
+        return
+    target.replace(old)
+    try:
+        new.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
 
 
 def is_canonical(folder: Path) -> bool:
@@ -259,17 +285,34 @@ def check_table(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
     needed = {"id", "prompt_tokens", "output_tokens", "status"} if schema is REQUESTS else {schema[0].name}
     arrays = []
     for column in schema:
-        if column.name not in table.column_names:
+        places = table.schema.get_all_field_indices(column.name)
+        if len(places) > 1:
+            raise InputError(f"stands {len(places)} times", file=file, field=column.name)
+        if not places:
             if column.name in needed:
                 raise InputError(f"is missing; there are {', '.join(table.column_names)}", file=file, field=column.name)
             arrays.append(pa.nulls(table.num_rows, column.type))
             continue
+        values = table.column(places[0])
         try:
-            arrays.append(table.column(column.name).cast(column.type))
+            if _family(values.type) not in (_family(column.type), "null"):
+                raise pa.ArrowInvalid
+            cast = values.cast(column.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            have = table.column(column.name).type
-            raise InputError(f"expected {column.type}, found {have}", file=file, field=column.name) from None
+            raise InputError(f"expected {column.type}, found {values.type}", file=file, field=column.name) from None
+        arrays.append(pc.if_else(pc.is_nan(cast), None, cast) if pa.types.is_floating(column.type) else cast)
     return pa.table(arrays, schema=schema)
+
+
+def _family(kind: pa.DataType) -> str:
+    """What may become what: Arrow would also turn text and truth values into numbers."""
+    if pa.types.is_dictionary(kind):
+        return _family(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_family(kind.value_type)}"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "string" if pa.types.is_large_string(kind) else str(kind)
 
 
 def check_requests(trace: Trace, file: Path) -> Trace:
@@ -284,6 +327,7 @@ def check_requests(trace: Trace, file: Path) -> Trace:
     if not len(trace):
         raise InputError("holds no requests", file=file)
     ids = trace.ids
+    _refuse(trace, file, "id", np.array([one is None for one in ids]), "is missing")
     seen: dict[str, int] = {}
     for row, one in enumerate(ids):
         if one in seen:
@@ -309,7 +353,22 @@ def check_requests(trace: Trace, file: Path) -> Trace:
         _refuse(trace, file, after, served & late, f"lies before {before}")
     first = trace.column("first_token")
     _refuse(trace, file, "first_token", served & (first < trace.start), "lies before the arrival")
+    _check_lists(trace, file)
     return trace
+
+
+def _check_lists(trace: Trace, file: Path) -> None:
+    """The same for what stands in lists: null or odd values, token times that run back."""
+    rows = np.arange(len(trace))
+    for name, why in (("token_times", "expected times in seconds"), ("block_hashes", "expected hashes of at least 0")):
+        column = trace.requests.column(name)
+        values = pc.list_flatten(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        owner = pc.list_parent_indices(column).to_numpy()
+        odd = ~(values >= 0) if name == "block_hashes" else ~(np.abs(values) <= 1e12)
+        _refuse(trace, file, name, np.isin(rows, owner[odd]), why)
+        if name == "token_times":
+            back = (np.diff(values) < 0) & (owner[1:] == owner[:-1])
+            _refuse(trace, file, name, np.isin(rows, owner[1:][back]), "run back")
 
 
 def _refuse(trace: Trace, file: Path, name: str, bad: npt.NDArray[np.bool_], why: str) -> None:
@@ -331,9 +390,3 @@ def file_facts(paths: Sequence[Path]) -> list[dict[str, str]]:
         with path.open("rb") as stream:
             facts.append({"name": path.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()})
     return facts
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,6 +19,8 @@ from simulator.request import Request, ServedRequest, Status
 from simulator.scheduler import Scheduler, Step
 
 NS = 1_000_000_000
+PATIENCE = 100
+"""Iterations without an output token between two looks at whether a run still gets anywhere."""
 
 
 def nanoseconds(seconds: float) -> int:
@@ -158,6 +160,8 @@ class _Run:
         self.aborts = deque(sorted(aborts, key=lambda abort: (abort[0], abort[1].index)))
         self.clock = self.device_free = self.arrivals[0].arrival if self.arrivals else 0
         self.ended = 0
+        self.fruitless = 0
+        self.preempted_since_token = False
         self.result = Simulation(served, tuple(accelerator.components))
         self.result.component_seconds = [0.0] * len(self.result.components)
 
@@ -169,6 +173,7 @@ class _Run:
             self._drop_aborted()
             if scheduler.num_unfinished:
                 step = scheduler.schedule(self.clock)
+                self._watch_progress(step)
                 end = self._execute(step) if step.items else self.clock
                 self.in_flight.append((step, end))
                 if len(self.in_flight) < self.depth:
@@ -196,6 +201,31 @@ class _Run:
             else:
                 self.scheduler.abort(abort[1])
         self.aborts.extendleft(reversed(later))
+
+    def _watch_progress(self, step: Step) -> None:
+        """End a run in which requests evict each other for ever before any of them samples a token.
+
+        vLLM can do that: under the priority policy it evicts the first of equally unimportant requests, so that
+        those may take turns if ``scheduler_reserve_full_isl`` does not keep them apart. A sampled token is never
+        lost, so a run that samples ends.
+        """
+        if any(item.samples for item in step.items):
+            self.fruitless = 0
+            self.preempted_since_token = False
+            return
+        self.fruitless += 1
+        self.preempted_since_token |= bool(step.preempted)
+        if self.preempted_since_token and self.fruitless % PATIENCE == 0:
+            scheduler = self.scheduler
+            config = scheduler.config
+            chunk = min(config.token_budget, config.long_prefill_token_threshold or config.token_budget)
+            unfinished = [*scheduler.running, *scheduler.waiting]
+            if self.fruitless > 10 * sum(-(-one.num_tokens // chunk) for one in unfinished):
+                raise StuckError(
+                    f"{self.fruitless} iterations without an output token: {len(unfinished)} requests preempt each "
+                    f"other before their prompts are computed (the first is {unfinished[0].request.id!r}); vLLM would "
+                    "go on for ever. Raise engine.num_gpu_blocks, or --set engine.scheduler_reserve_full_isl=true"
+                )
 
     def _execute(self, step: Step) -> int:
         """Hand a step to the device; return when it will be done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 
 from simulator.request import ServedRequest
 
@@ -36,6 +37,9 @@ class PriorityQueue:
 
     def __len__(self) -> int:
         return len(self._heap)
+
+    def __iter__(self) -> Iterator[ServedRequest]:
+        return iter(self._heap)
 
     def add(self, served: ServedRequest) -> None:
         """Queue an arrival."""

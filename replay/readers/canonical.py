@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
 
 from profiles.errors import InputError, found
-from replay.readers.fields import read_object
+from profiles.yaml_files import validate
+from replay.readers.fields import first_line, read_object
 from replay.trace import ITERATIONS, REQUESTS, SCHEMA, STATUSES, TIMELINE, Trace, check_table, is_canonical
 
 FORMAT = "servecal"
 REQUESTS_FILE = "requests.parquet"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class _Engine(_Part):
+    version: str | None = None
+    arguments: dict[str, Any] | None = None
+
+
+class _Clock(_Part):
+    kind: Literal["run", "request"] = "run"
+
+
+class _BlockHash(_Part):
+    block_size: int = Field(ge=1)
+
+
+class _ColdStart(_Part):
+    request: str
+
+
+class _Meta(_Part):
+    """What of ``Trace.meta`` is relied on."""
+
+    name: str = ""
+    source: dict[str, Any] | None = None
+    model: str | None = None
+    model_shape: dict[str, Any] | None = Field(None, alias="model_config")
+    hardware: str | None = None
+    engine: _Engine | None = None
+    clock: _Clock = _Clock()
+    columns: dict[str, str] = {}
+    block_hash: _BlockHash | None = None
+    cold_start: _ColdStart | None = None
+    notes: list[str] = []
 
 
 def detect(path: Path) -> bool:
@@ -34,6 +74,7 @@ def read(path: Path) -> Trace:
     if schema != SCHEMA:
         raise record.error("schema", f"expected {SCHEMA!r}, found {found(schema)}")
     meta = {key: value for key, value in record.values.items() if key != "schema"}
+    validate(_Meta, meta, record.file)
     tables = {}
     for stem, form in (("requests", REQUESTS), ("iterations", ITERATIONS), ("timeline", TIMELINE)):
         file = folder / f"{stem}.parquet"
@@ -48,11 +89,16 @@ def read(path: Path) -> Trace:
                 row=f"request {row}",
                 field="status",
             )
-    return Trace(requests, meta, tables.get("iterations"), tables.get("timeline"))
+    trace = Trace(requests, meta, tables.get("iterations"), tables.get("timeline"))
+    if trace.has("block_hashes") and meta.get("block_hash") is None:
+        raise record.error("block_hash.block_size", f"is missing although {REQUESTS_FILE} has block_hashes")
+    return trace
 
 
 def _parquet(file: Path) -> pa.Table:
     try:
-        return pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"is no Parquet: {str(error).splitlines()[0]}", file=file) from None
+        table = pq.read_table(file)
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"is no Parquet: {first_line(error)}", file=file) from None

@@ -96,6 +96,12 @@ def as_text(value: Any, error: Any) -> str:
     return value
 
 
+def first_line(error: Exception) -> str:
+    """Return what a library says of a file it cannot read, as one printable line."""
+    text = str(error.args[0] if error.args else error)
+    return "".join(one if one.isprintable() else " " for one in text.splitlines()[0]) if text else repr(error)
+
+
 def read_text(path: Path) -> str:
     """Return a UTF-8 file's text.
 

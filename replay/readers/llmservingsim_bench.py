@@ -18,7 +18,7 @@ import pyarrow.csv
 from profiles.errors import InputError, found
 from replay.block_hashes import chain
 from replay.clocks import Floats, align_arrivals
-from replay.readers.fields import Record, as_text, read_lines, read_object
+from replay.readers.fields import Record, as_text, first_line, read_lines, read_object
 from replay.trace import TIMELINE, Trace, file_facts, requests_table
 
 FORMAT = "llmservingsim-bench"
@@ -202,7 +202,7 @@ def _timeline(path: Path, meta: Record | None, offset: float, notes: list[str]) 
         table = pyarrow.csv.read_csv(path, convert_options=options)
         columns = {name: table[name].to_numpy() for name in names}
     except (pa.ArrowInvalid, KeyError) as error:
-        raise InputError(str(error.args[0]).splitlines()[0], file=path) from None
+        raise InputError(first_line(error), file=path) from None
     for name, values in columns.items():
         bad = np.isinf(values) | (np.isnan(values) if name == "t" else False)
         if bad.any():
