@@ -6,6 +6,7 @@ whose files are there needs no network.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from profiles.errors import InputError
 from profiles.yaml_files import read_mapping, validate
 
 ENVIRONMENT = "SERVECAL_TRACES"
+READABLE = ("llmservingsim-bench", "vllm-bench")
+"""Formats of the catalogue that a reader knows; the others can be fetched only."""
 
 
 class _Strict(BaseModel):
@@ -144,6 +147,12 @@ def is_complete(entry: Entry) -> bool:
     return all(local_file(entry, file) is not None for file in entry.files)
 
 
+def _folder(entry: Entry, one: Path) -> Path:
+    """Folder of a trace, given one of its files: its own, or a common one of workloads."""
+    own = cache_folder() / entry.name
+    return own if own in one.parents else one.parent
+
+
 def locate(name: str) -> Located:
     """Find a trace by path, name of a capture, or name in the catalogue (``<name>`` or ``<name>/<file>``).
 
@@ -162,6 +171,8 @@ def locate(name: str) -> Located:
     entry = find_entry(head)
     if entry is None:
         raise InputError("no such file or folder, and no trace of that name (`servecal traces list`)", file=name)
+    if entry.format not in READABLE:
+        raise InputError(f"is a trace of format {entry.format}, for which there is no reader yet", file=name)
     by_name = {file.name: file for file in entry.files}
     if rest and rest not in by_name:
         raise InputError(f"trace {head} has no file {rest!r}; it has {', '.join(sorted(by_name))}", file=name)
@@ -174,7 +185,7 @@ def locate(name: str) -> Located:
     places = [local_file(entry, file) for file in wanted]
     if places[0] is None or None in places:
         raise InputError(f"is not in {cache_folder()}; `servecal traces fetch {head}` downloads it", file=name)
-    return Located(places[0] if rest else places[0].parent, entry, by_name.get(rest))
+    return Located(places[0] if rest else _folder(entry, places[0]), entry, by_name.get(rest))
 
 
 def fetch(entry: Entry) -> Path:
@@ -199,7 +210,7 @@ def fetch(entry: Entry) -> Path:
                     f"has sha256 {digest}, the catalogue says {file.sha256}; remove it to download it anew",
                     file=place,
                 )
-            folder = place.parent
+            folder = _folder(entry, place)
             continue
         try:
             pooch.retrieve(
@@ -209,7 +220,9 @@ def fetch(entry: Entry) -> Path:
                 path=folder / Path(file.name).parent,
             )
         except (requests.RequestException, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            reason = str(error).splitlines()[0][:200]
             raise InputError(
                 f"cannot be downloaded from {entry.base_url + file.path}: {reason}", file=file.name
             ) from None

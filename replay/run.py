@@ -101,7 +101,11 @@ def replay(
         raise InputError(str(error)) from None
     predicted = Trace(
         _requests_of(trace, rows, simulation),
-        {**_meta(trace, deployment, notes), "cold_start": cold.as_dict() if cold else None},
+        {
+            **_meta(trace, deployment, notes),
+            "cold_start": cold.as_dict() if cold else None,
+            "warmed_up": cold is None,
+        },
         iterations=log.table() if log is not None else None,
         timeline=gauges.at(trace.timeline),
     )
@@ -146,6 +150,7 @@ def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Ta
         "prompt_tokens": trace.requests.column("prompt_tokens").combine_chunks(),
         "output_tokens": trace.requests.column("output_tokens").combine_chunks(),
         "priority": trace.requests.column("priority").combine_chunks(),
+        "block_hashes": trace.requests.column("block_hashes").combine_chunks(),
     }
     status = ["failed"] * count
     stamps = {name: np.full(count, np.nan) for name in ("queued", "scheduled", "first_token", "last_token")}
@@ -184,6 +189,7 @@ def _meta(trace: Trace, deployment: Deployment, notes: list[str]) -> dict[str, A
             "arguments": arguments,
         },
         "clock": trace.meta.get("clock"),
+        "block_hash": trace.meta.get("block_hash"),
         "vantage": "engine",
         "columns": dict.fromkeys(
             ("queued", "scheduled", "first_token", "last_token", "cached_tokens", "preemptions"), "predicted"

@@ -18,6 +18,8 @@ from simulator.engine_config import resolve_engine_config
 from simulator.errors import SimulationError
 
 DIFFERENT = 1
+SHOWN_EQUAL = 3
+"""Equal items of two batches that are shown in a row before the rest of them is left out."""
 
 
 @click.command("conformance")
@@ -124,7 +126,13 @@ def _side_by_side(divergence: Divergence) -> Any:
         mark = "bold" if key in divergence.fields else ""
         table.add_row(key, str(left.get(key, "-")), str(right.get(key, "-")), style=mark)
     mine, theirs = left.get("items", ()), right.get("items", ())
+    label, same = "batch", 0
     for place in range(max(len(mine), len(theirs))):
         pair = [_item(side[place]) if place < len(side) else "-" for side in (mine, theirs)]
-        table.add_row("batch" if not place else "", *pair, style="bold" if pair[0] != pair[1] else "")
+        same = same + 1 if pair[0] == pair[1] else 0
+        if same <= SHOWN_EQUAL:
+            table.add_row(label, *pair, style="" if same else "bold")
+        elif same == SHOWN_EQUAL + 1:
+            table.add_row("", "...", "...", style="dim")
+        label = ""
     return table
