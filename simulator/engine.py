@@ -122,6 +122,7 @@ class Engine:
         if request.prompt_tokens >= config.max_model_len:
             # vLLM's front end refuses such a prompt before the engine sees it.
             served.status = Status.REJECTED
+            served.finished = True
             return served
         total = served.max_total_tokens
         needed = -(-(total - 1) // config.block_size)

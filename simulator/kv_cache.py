@@ -124,6 +124,7 @@ class KVCache:
             self._references[block] = 1
             served.blocks.append(block)
         self.register(served, min(end, served.num_tokens))
+        self._note_next_event(served)
         return True
 
     def register(self, served: ServedRequest, num_tokens: int) -> None:
@@ -140,6 +141,14 @@ class KVCache:
             self._hash_of[block] = hashes[position]
             self._blocks_of.setdefault(hashes[position], {})[block] = None
         served.num_hashed_blocks = full
+        self._note_next_event(served)
+
+    def _note_next_event(self, served: ServedRequest) -> None:
+        """Say up to how many tokens neither ``allocate`` nor ``register`` would change anything."""
+        held = len(served.blocks) * self.block_size
+        if self.enable_prefix_caching:
+            held = min(held, (served.num_hashed_blocks + 1) * self.block_size - 1)
+        served.block_event = held
 
     def free(self, served: ServedRequest) -> None:
         """Drop a request's references, its tail first, so that its prefix is evicted last."""
@@ -152,6 +161,7 @@ class KVCache:
                 self._free.move_to_end(block, last=False)
         served.blocks.clear()
         served.num_hashed_blocks = 0
+        served.block_event = 0
 
     def _forget(self, block: int) -> None:
         block_hash = self._hash_of[block]

@@ -55,7 +55,8 @@ class ServedRequest:
 
     ``num_tokens`` is the prompt plus the output tokens that are known; ``num_computed_tokens`` counts those
     whose KV is computed *or scheduled*; ``num_output_placeholders`` are tokens that an asynchronous step in
-    flight will produce. Stamps are integer nanoseconds, None where not reached.
+    flight will produce. Up to ``block_event`` tokens it needs no block and has none to
+    register. Stamps are integer nanoseconds, None where not reached.
     """
 
     request: Request
@@ -63,6 +64,7 @@ class ServedRequest:
     arrival: int
     max_total_tokens: int
     status: Status = Status.WAITING
+    finished: bool = False
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     num_computed_tokens: int = 0
@@ -73,6 +75,7 @@ class ServedRequest:
     num_cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
     num_hashed_blocks: int = 0
+    block_event: int = 0
     block_hashes: list[int] = field(default_factory=list)
     queued: int | None = None
     scheduled: int | None = None
@@ -105,8 +108,3 @@ class ServedRequest:
     def num_output_tokens(self) -> int:
         """Output tokens produced so far."""
         return self.num_tokens - self.num_prompt_tokens
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will be done for it."""
-        return self.status in (Status.FINISHED, Status.ABORTED, Status.REJECTED)

@@ -100,9 +100,7 @@ class Scheduler:
         """Drop a request that its client gave up; tokens in flight for it are lost."""
         if served.finished:
             return
-        self._leave_queue(served)
-        served.status = Status.ABORTED
-        self.kv_cache.free(served)
+        self._end(served, Status.ABORTED)
 
     def schedule(self, now: int) -> Step:
         """Compose the next step; ``now`` stamps first admissions (nanoseconds)."""
@@ -126,9 +124,7 @@ class Scheduler:
                 continue
             self._append_output(served, now, stale)
             if served.num_tokens >= served.max_total_tokens:
-                self._leave_queue(served)
-                served.status = Status.FINISHED
-                self.kv_cache.free(served)
+                self._end(served, Status.FINISHED)
                 ended.append(served)
         return ended
 
@@ -147,7 +143,8 @@ class Scheduler:
             if num_new_tokens <= 0:
                 place += 1
                 continue
-            while not self.kv_cache.allocate(served, num_new_tokens):
+            end = served.num_computed_tokens + num_new_tokens
+            while end > served.block_event and not self.kv_cache.allocate(served, num_new_tokens):
                 victim = self._preempt(step)
                 if victim is served:
                     return
@@ -242,11 +239,15 @@ class Scheduler:
             served.token_times.append(now)
         if self.config.async_scheduling and not stale:
             served.num_output_placeholders -= 1
-        if served.status is Status.RUNNING:
-            self.kv_cache.register(served, served.num_computed_tokens - served.num_output_placeholders)
+        computed = served.num_computed_tokens - served.num_output_placeholders
+        if computed > served.block_event and served.status is Status.RUNNING:
+            self.kv_cache.register(served, computed)
 
-    def _leave_queue(self, served: ServedRequest) -> None:
+    def _end(self, served: ServedRequest, status: Status) -> None:
         if served.status is Status.RUNNING:
             self.running.remove(served)
         else:
             self.waiting.remove(served)
+        served.status = status
+        served.finished = True
+        self.kv_cache.free(served)
