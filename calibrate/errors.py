@@ -23,6 +23,8 @@ SMALLEST_QUEUE_TIME = 1e-3
 SMALLEST_GAP = 0.1
 """Share of the median inter-token gap. Shorter gaps are tokens that were delivered together; left out likewise."""
 RESAMPLES = 200
+RESAMPLED_AT_ONCE = 2_000_000
+"""Values; what a bootstrap holds in memory stays of this size however long the trace."""
 SEED = 20240815
 
 
@@ -148,9 +150,12 @@ class Comparison:
         reasons: dict[str, str] = {}
         for metric in METRICS:
             if metric == "itl":
-                for trace, side in ((self.measured, "measured"), (self.predicted, "predicted")):
-                    if not trace.has("token_times"):
-                        reasons[metric] = f"the {side} trace has no token times"
+                sides = {"measured": self.measured, "predicted": self.predicted}
+                without = [side for side, trace in sides.items() if not trace.has("token_times")]
+                if without:
+                    reasons[metric] = f"the {' and the '.join(without)} trace has no token times"
+                elif not all(any(one.size for one in gaps) for gaps in self._gaps):
+                    reasons[metric] = "no request has it on both sides"
                 continue
             measured, predicted = self.pairs(metric)
             if not (~np.isnan(measured)).any():
@@ -159,6 +164,7 @@ class Comparison:
                 reasons[metric] = "no request has it on both sides"
         return reasons
 
+    @cached_property
     def _gaps(self) -> tuple[list[Floats], list[Floats]]:
         """Inter-token gaps of each pair."""
         mine, theirs, _ = self._paired
@@ -167,7 +173,7 @@ class Comparison:
 
     def _itl(self) -> MetricErrors:
         """Gaps pooled over requests; gap by gap where a request has as many on both sides."""
-        measured, predicted = self._gaps()
+        measured, predicted = self._gaps
         same = [(left, right) for left, right in zip(measured, predicted, strict=True) if left.size == right.size]
         paired = _relative(
             np.concatenate([left for left, _ in same] or [np.empty(0)]),
@@ -181,7 +187,7 @@ class Comparison:
             levels[name] = Level(left, right, right / left - 1 if left else np.nan, (np.nan, np.nan))
         absolute = np.abs(paired)
         return MetricErrors(
-            n=int(pooled_measured.size),
+            n=int(paired.size),
             mape=_mean(absolute),
             mape_ci95=_interval(absolute, lambda sample: sample.mean(axis=1)),
             median_ape=float(np.median(absolute)) if absolute.size else np.nan,
@@ -196,7 +202,8 @@ class Comparison:
         spans, rates = [], []
         for trace, rows in ((self.measured, mine), (self.predicted, theirs)):
             last, start = trace.column("last_token")[rows], trace.start[rows]
-            span = float(np.nanmax(last) - np.nanmin(start))
+            ended = last[~np.isnan(last)]
+            span = float(ended.max() - np.nanmin(start)) if ended.size else np.nan
             spans.append(span)
             rates.append(float(np.nansum(trace.column("output_tokens")[rows])) / span if span > 0 else np.nan)
         return {"output_tokens_per_s": _versus(*rates), "makespan": _versus(*spans)}
@@ -206,6 +213,10 @@ class Comparison:
         """Mean absolute error and means of the engine gauges, at the measured instants while requests ran."""
         if self.measured.timeline is None or self.predicted.timeline is None:
             return {}
+        begin = np.fmin.reduce(self.measured.start, initial=np.inf)
+        end = np.fmax.reduce(self.measured.column("last_token"), initial=-np.inf)
+        time = np.asarray(self.measured.timeline.column("time").to_numpy(zero_copy_only=False), dtype=np.float64)
+        ran = (time >= begin) & (time <= end)
         found = {}
         for name in ("running", "waiting", "kv_usage"):
             measured, predicted = (
@@ -215,7 +226,7 @@ class Comparison:
             )
             if measured.size != predicted.size:
                 continue
-            both = ~(np.isnan(measured) | np.isnan(predicted))
+            both = ran & ~(np.isnan(measured) | np.isnan(predicted))
             if both.any():
                 found[name] = {
                     "mae": float(np.abs(predicted[both] - measured[both]).mean()),
@@ -282,8 +293,8 @@ def _level(values: Floats, percentile: float | None) -> float:
 def _level_error(sample: Floats, percentile: float | None) -> Floats:
     """Relative error of a statistic for each resample; sample has shape (resamples, n, 2)."""
     levels = sample.mean(axis=1) if percentile is None else np.percentile(sample, percentile, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(levels[:, 1] / levels[:, 0] - 1, dtype=np.float64)
+    measured = np.where(levels[:, 0] > 0, levels[:, 0], np.nan)
+    return np.asarray(levels[:, 1] / measured - 1, dtype=np.float64)
 
 
 def _mean(values: Floats) -> float:
@@ -291,18 +302,26 @@ def _mean(values: Floats) -> float:
 
 
 def _interval(values: Floats, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
-    """95 % interval of a statistic by a moving-block bootstrap over the values' order (arrival time).
+    """95 % interval of a statistic by a circular-block bootstrap over the values' order (arrival time).
 
-    Requests that are served together share their queue, so blocks of about sqrt(n) neighbours are drawn.
+    Requests that are served together share their queue, so blocks of about sqrt(n) neighbours are drawn. After
+    the last value comes the first, so that those at the ends are drawn as often as others.
     """
     count = len(values)
     if count < 2:
         return (np.nan, np.nan)
     width = max(1, round(count**0.5))
     random = np.random.default_rng(SEED)
-    starts = random.integers(0, count - width + 1, size=(RESAMPLES, -(-count // width)))
-    rows = (starts[:, :, None] + np.arange(width)).reshape(RESAMPLES, -1)[:, :count]
-    low, high = np.nanpercentile(statistic(values[rows]), [2.5, 97.5])
+    starts = random.integers(0, count, size=(RESAMPLES, -(-count // width)))
+    found = []
+    for some in np.array_split(starts, min(RESAMPLES, -(-RESAMPLES * count // RESAMPLED_AT_ONCE))):
+        rows = (some[:, :, None] + np.arange(width)).reshape(len(some), -1)[:, :count] % count
+        found.append(statistic(values[rows]))
+    statistics = np.concatenate(found)
+    known = statistics[~np.isnan(statistics)]
+    if not known.size:
+        return (np.nan, np.nan)
+    low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
 
 

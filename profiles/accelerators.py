@@ -66,7 +66,7 @@ Builder = Callable[[Mapping[str, Any], Context], AcceleratorModel]
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class _NoOptions(_Options):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.accelerators import Context, build_accelerator
-from profiles.errors import InputError
+from profiles.errors import InputError, found
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
 from profiles.profile import LoadedProfile
@@ -122,6 +122,7 @@ def resolve(
         config = defaulted.config
         assumed = {name: getattr(config, name) for name in defaulted.assumed if name in _WORTH_SAYING}
         if not config.num_gpu_blocks:
+            replace(config, num_gpu_blocks=2).validate()  # what the estimate divides by
             config = replace(config, num_gpu_blocks=_num_gpu_blocks(shape, hardware, config))
             assumed["num_gpu_blocks"] = config.num_gpu_blocks
         if version is None:
@@ -158,7 +159,7 @@ _WORTH_SAYING = {
 
 
 def _model(loaded: LoadedProfile, facts: Facts, asked: str | None, conflicts: list[str]) -> ModelShape | None:
-    """The model asked for, else the trace's, else the profile's."""
+    """The model asked for, else the profile's, else the trace's."""
     from profiles.huggingface import model_shape
 
     profile = loaded.profile
@@ -202,6 +203,13 @@ def _arguments(
     """Engine arguments and version: profile, overridden by trace, overridden by ``--set``."""
     profile = dict(loaded.profile.engine)
     own_version = profile.pop("version", None)
+    if own_version is not None and not isinstance(own_version, str):
+        # YAML reads 0.10 without quotes as the number 0.1.
+        raise InputError(
+            f"expected a version in quotes, such as '0.19.0'; found {found(own_version)}",
+            file=loaded.origin,
+            field="engine.version",
+        )
     unknown = set(profile) - set(known_arguments())
     if unknown:
         raise InputError(
@@ -220,7 +228,7 @@ def _arguments(
                 conflicts.append(f"engine.{key}: {other} says {merged[key]}, {name} says {value}; {name} is used")
             merged[key] = value
     version = asked.get("version") or facts.version or own_version
-    if facts.version and own_version and str(own_version) != facts.version:
+    if facts.version and own_version and own_version != facts.version:
         conflicts.append(f"engine.version: profile says {own_version}, trace says {facts.version}; {version} is used")
     return merged, None if version is None else str(version)
 
@@ -240,6 +248,10 @@ def _num_gpu_blocks(model: ModelShape | None, hardware: Hardware | None, config:
         raise InputError(
             "neither trace nor profile says num_gpu_blocks, and without model and hardware it cannot be "
             "estimated; give --set engine.num_gpu_blocks=... (vLLM logs 'GPU KV cache size: N tokens')"
+        )
+    if not 0 < config.gpu_memory_utilization <= 1:
+        raise InputError(
+            f"engine.gpu_memory_utilization={config.gpu_memory_utilization}: expected a fraction above 0, at most 1"
         )
     blocks = estimated_num_gpu_blocks(model, hardware, config)
     if blocks < 2:

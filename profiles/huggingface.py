@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ _UNGATED = {"gpt2", "opt", "bloom", "falcon", "gpt_neox", "phi", "starcoder2", "
 _QK_NORM = {"qwen3", "qwen3_moe"}
 _LATENT_ATTENTION = ("kv_lora_rank", "q_lora_rank")
 _STATE_SPACE = ("mamba_d_state", "ssm_cfg", "linear_num_key_heads")
+_KEPT = ("modules_to_not_convert", "ignore", "ignored_layers")
+# The router of a mixture is listed as ``mlp.gate``; it is no MLP.
+_KEPT_MLP = re.compile(r"layers\.(\d+)\.mlp(?!\.(?:shared_expert_)?gate$)")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -58,7 +62,8 @@ def model_shape(name: str, config: Mapping[str, Any], file: Path | None = None) 
     InputError
         If a needed key is missing, no positive integer, or inconsistent.
     """
-    config = config.get("text_config", config)
+    text = config.get("text_config")
+    config = text if isinstance(text, Mapping) else config
 
     def number(*keys: str, default: int | None = None) -> int:
         for key in keys:
@@ -84,6 +89,15 @@ def model_shape(name: str, config: Mapping[str, Any], file: Path | None = None) 
     expert_width = number("moe_intermediate_size", default=intermediate) if experts else 0
     if not shared and config.get("n_shared_experts"):
         shared = number("n_shared_experts") * expert_width
+    per_token = number("num_experts_per_tok", "moe_topk", default=2) if experts else 0
+    if per_token > experts:
+        raise InputError(
+            f"expected at most the {experts} experts there are, found {per_token}",
+            file=file,
+            field="num_experts_per_tok",
+        )
+    step = number("decoder_sparse_step", "moe_layer_freq", default=1) or 1
+    moe_layers = _moe_layers(config, layers, step, number("first_k_dense_replace", default=0), file) if experts else 0
     kept = _not_converted(config)
     activation = _dtype(config.get("torch_dtype") or config.get("dtype") or "bfloat16", file)
     return ModelShape(
@@ -101,26 +115,27 @@ def model_shape(name: str, config: Mapping[str, Any], file: Path | None = None) 
         gated_mlp=model_type not in _UNGATED,
         qk_norm=model_type in _QK_NORM,
         num_experts=experts,
-        num_experts_per_tok=number("num_experts_per_tok", "moe_topk", default=2) if experts else 0,
+        num_experts_per_tok=per_token,
         moe_intermediate_size=expert_width,
         shared_expert_intermediate_size=shared if experts else 0,
-        num_moe_layers=_moe_layers(config, layers) if experts else 0,
+        num_moe_layers=moe_layers,
         weight_dtype=_weight_dtype(config, activation),
         activation_dtype=activation,
         attention_weight_dtype=activation
         if any("self_attn" in one for one in kept)
         else _weight_dtype(config, activation),
-        num_unquantized_mlp_layers=sum(".mlp" in one for one in kept),
+        num_unquantized_mlp_layers=min(_kept_mlp_layers(kept), layers - moe_layers),
         sliding_window=_sliding_window(config),
         unsupported=_unsupported(config),
     )
 
 
-def _moe_layers(config: Mapping[str, Any], layers: int) -> int:
-    step = int(config.get("decoder_sparse_step") or config.get("moe_layer_freq") or 1)
-    dense = set(config.get("mlp_only_layers") or ())
-    dense |= set(range(int(config.get("first_k_dense_replace") or 0)))
-    return sum(1 for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
+def _moe_layers(config: Mapping[str, Any], layers: int, step: int, first: int, file: Path | None) -> int:
+    """Layers with experts: every ``step``-th from ``first`` on, but for those listed as dense."""
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise InputError(f"expected a list of layers, found {found(dense)}", file=file, field="mlp_only_layers")
+    return sum(1 for layer in range(first, layers) if layer not in dense and (layer + 1) % step == 0)
 
 
 def _dtype(name: object, file: Path | None) -> str:
@@ -135,16 +150,20 @@ def _weight_dtype(config: Mapping[str, Any], activation: str) -> str:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return activation
-    method = str(quantization.get("quant_method", ""))
-    bits = quantization.get("bits") or quantization.get("num_bits")
+    method = f"{quantization.get('quant_method')} {quantization.get('quant_algo')}".lower()
+    bits, kind = quantization.get("bits") or quantization.get("num_bits"), "int"
+    groups = quantization.get("config_groups")
+    for group in groups.values() if bits is None and isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            bits, kind = weights.get("num_bits"), "fp" if weights.get("type") == "float" else "int"
     if bits is None:
-        for group in (quantization.get("config_groups") or {}).values():
-            bits = (group.get("weights") or {}).get("num_bits")
+        bits = next((width for width in (4, 8) if quantization.get(f"load_in_{width}bit") is True), None)
     if "fp8" in method:
         return "fp8"
     if "fp4" in method:
         return "fp4"
-    return {4: "int4", 8: "int8"}.get(int(bits or 0), activation)
+    return f"{kind}{bits}" if str(bits) in ("4", "8") else activation
 
 
 def _not_converted(config: Mapping[str, Any]) -> list[str]:
@@ -152,7 +171,13 @@ def _not_converted(config: Mapping[str, Any]) -> list[str]:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return []
-    return [str(one) for one in quantization.get("modules_to_not_convert") or quantization.get("ignore") or ()]
+    listed = next((quantization[key] for key in _KEPT if quantization.get(key)), None)
+    return [str(one) for one in listed] if isinstance(listed, list) else []
+
+
+def _kept_mlp_layers(kept: list[str]) -> int:
+    """Layers whose MLP, or a matrix of it, is among the modules left out."""
+    return len({match[1] for match in map(_KEPT_MLP.search, kept) if match})
 
 
 def _sliding_window(config: Mapping[str, Any]) -> int | None:

@@ -114,6 +114,8 @@ def _write(profile: Profile, tables: dict[str, Any], output: Path, stem: str) ->
     target = output.parent / f"{stem}.tables"
     if target.exists() and not (target / "attention.parquet").is_file():
         raise InputError("exists and holds no operator tables; choose another -o", file=target)
+    if output.is_dir():
+        raise InputError("is a folder; expected the name of a YAML file", file=output)
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{stem}.", dir=output.parent))
     except OSError as error:

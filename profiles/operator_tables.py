@@ -6,7 +6,8 @@ times in microseconds. A time becomes ``max(1, round(us * 1000))`` nanoseconds w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from profiles.errors import InputError
+from profiles.errors import InputError, found
 from profiles.yaml_files import read_mapping
 from simulator.accelerators.operator_table import Curve, SkewBuckets, SkewTable, Tables
 
@@ -45,10 +46,18 @@ AXES = ("n", "skew_rate", "kv_big", "kp")
 class Skew(BaseModel):
     """Axes of the skew table, as a profile's YAML keeps them: upper bounds and labels by axis."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     default: float
     bounds: dict[str, list[float]]
     labels: dict[str, list[str]]
+
+    @model_validator(mode="after")
+    def _as_many_labels_as_bounds(self) -> Skew:
+        for axis in AXES:
+            bounds, labels = self.bounds.get(axis), self.labels.get(axis)
+            if not bounds or labels is None or len(bounds) != len(labels):
+                raise ValueError(f"axis {axis!r}: expected upper bounds and as many labels")
+        return self
 
 
 def read_bundle(folder: Path, tensor_parallel_size: int) -> tuple[dict[str, pa.Table], Skew | None, dict[str, Any]]:
@@ -113,7 +122,7 @@ def load_tables(folder: Path, skew: Skew | None) -> Tables:
         dense=_curves(read["dense"], "tokens"),
         per_sequence=_curves(read["per_sequence"], "sequences"),
         attention=_attention(read["attention"]),
-        skew=None if skew is None else _skew_table(read["skew_fit"], skew, folder),
+        skew=None if skew is None else _skew_table(read["skew_fit"], skew),
     )
 
 
@@ -130,15 +139,17 @@ def _read_csv(path: Path, name: str) -> pa.Table:
 
 
 def _read_parquet(path: Path, name: str) -> pa.Table:
+    types = COLUMNS[name]
     try:
-        table = pq.read_table(path, columns=list(COLUMNS[name]))
+        table = pq.read_table(path)
+        missing = set(types) - set(table.column_names)
+        if missing:
+            raise InputError("is missing", file=path, field=min(missing))
+        table = table.select(list(types)).cast(pa.schema(types.items()))
     except FileNotFoundError:
         raise InputError("is missing; the profile names this folder of tables", file=path) from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(str(error).splitlines()[0], file=path) from None
-    if table.column_names != list(COLUMNS[name]):
-        missing = set(COLUMNS[name]) - set(table.column_names)
-        raise InputError("is missing", file=path, field=min(missing))
     return _checked(table, path)
 
 
@@ -149,12 +160,14 @@ def _checked(table: pa.Table, path: Path) -> pa.Table:
         if table[name].null_count:
             row = pc.index(pc.is_null(table[name]), True).as_py() + 2
             raise InputError("is empty", file=path, row=row, field=name)
-    if "time_us" in table.column_names:
-        bad = pc.invert(pc.and_(pc.greater(table["time_us"], 0), pc.is_finite(table["time_us"])))
+    for name, least, expected in (("time_us", 0.0, "a time > 0"), ("alpha", -math.inf, "a number")):
+        if name not in table.column_names:
+            continue
+        bad = pc.invert(pc.and_(pc.greater(table[name], least), pc.is_finite(table[name])))
         if pc.any(bad).as_py():
             row = pc.index(bad, True).as_py()
-            value = table["time_us"][row].as_py()
-            raise InputError(f"expected a time > 0, found {value}", file=path, row=row + 2, field="time_us")
+            value = table[name][row].as_py()
+            raise InputError(f"expected {expected}, found {value}", file=path, row=row + 2, field=name)
     return table
 
 
@@ -187,6 +200,8 @@ def _attention(table: pa.Table) -> dict[tuple[int, int], dict[int, Curve]]:
 
 def _read_skew(meta: dict[str, Any], tensor_parallel_size: int, folder: Path) -> Skew | None:
     fit = meta.get("skew_fit") or {}
+    if not isinstance(fit, Mapping):
+        raise InputError(f"expected a mapping, found {found(fit)}", file=folder / "meta.yaml", field="skew_fit")
     if not fit.get("enabled"):
         return None
     try:
@@ -197,15 +212,15 @@ def _read_skew(meta: dict[str, Any], tensor_parallel_size: int, folder: Path) ->
             bounds={axis: axes[f"{axis}_bins"][1:] for axis in AXES},
             labels={axis: axes[f"{axis}_labels"] for axis in AXES},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"has no usable entry {error}", file=folder / "meta.yaml", field="skew_fit") from None
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"]
+    except (KeyError, TypeError) as error:
+        why = f"no entry {error}"
+    raise InputError(f"has no usable skew table: {why}", file=folder / "meta.yaml", field="skew_fit")
 
 
-def _skew_table(table: pa.Table, skew: Skew, folder: Path) -> SkewTable:
+def _skew_table(table: pa.Table, skew: Skew) -> SkewTable:
     columns = (table[name].to_pylist() for name in COLUMNS["skew_fit"])
     alpha = {(chunk, *labels): value for chunk, *labels, value in zip(*columns, strict=True)}
-    try:
-        decodes, rate, longest, context = (SkewBuckets(skew.bounds[axis], skew.labels[axis]) for axis in AXES)
-    except KeyError as error:
-        raise InputError(f"has no axis {error}", file=folder, field="accelerator.skew") from None
+    decodes, rate, longest, context = (SkewBuckets(skew.bounds[axis], skew.labels[axis]) for axis in AXES)
     return SkewTable(decodes, rate, longest, context, alpha=alpha, default=skew.default)

@@ -23,7 +23,7 @@ ROOFLINE = "roofline:"
 class Coefficient(BaseModel):
     """A factor on one component: its value and, where it was fitted, how sure that is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     value: NonNegativeFloat = 1.0
     ci95: tuple[float, float] | None = None
     prior: float | None = None
@@ -33,7 +33,7 @@ class Coefficient(BaseModel):
 class Host(BaseModel):
     """Seconds that the host adds per step and per sequence (``HostOverhead``)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     per_step: NonNegativeFloat = HostOverhead().per_step
     per_sequence: NonNegativeFloat = HostOverhead().per_sequence
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
@@ -77,7 +77,10 @@ class Profile(BaseModel):
         """Accept ``name: 1.07`` for ``name: {value: 1.07}``."""
         given = document.get("coefficients") if isinstance(document, Mapping) else None
         if isinstance(given, Mapping):
-            full = {key: value if isinstance(value, Mapping) else {"value": value} for key, value in given.items()}
+            full = {
+                key: value if isinstance(value, Mapping | Coefficient) else {"value": value}
+                for key, value in given.items()
+            }
             document = {**document, "coefficients": full}
         return document
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -63,5 +63,22 @@ def validate(schema: type[Schema], document: Mapping[str, Any], path: Path) -> S
         if first["type"] == "missing":
             message = "is missing"
         elif first["type"] == "extra_forbidden":
-            message = f"is no field of {schema.__name__}; known: " + ", ".join(schema.model_fields)
+            message = "is no field here; known: " + (", ".join(_fields_beside(schema, first["loc"])) or "none")
         raise InputError(message, file=path, field=field) from None
+
+
+def _fields_beside(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names that the schema knows at the place of a location's last part."""
+    place: Any = schema
+    for part in location[:-1]:
+        own = _by_key(place).get(str(part), place)
+        # Of ``X | None`` and ``dict[str, X]``, X; the keys of a dict lead no deeper.
+        place = next((one for one in (own, *get_args(own)) if _by_key(one)), own)
+    return list(_by_key(place))
+
+
+def _by_key(place: Any) -> dict[str, Any]:
+    """Type of each field by the key that YAML has for it."""
+    if not (isinstance(place, type) and issubclass(place, BaseModel)):
+        return {}
+    return {field.alias or name: field.annotation for name, field in place.model_fields.items()}

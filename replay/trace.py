@@ -136,12 +136,12 @@ class Trace:
     @property
     def clock(self) -> str:
         """``"run"`` or ``"request"``."""
-        return str(self.meta.get("clock", {}).get("kind", RUN_CLOCK))
+        return str((self.meta.get("clock") or {}).get("kind", RUN_CLOCK))
 
     def column(self, name: str) -> Floats:
         """One numeric column as floats, NaN where null."""
         if name not in self._columns:
-            values = self.requests.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+            values = self.requests.column(name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             self._columns[name] = np.asarray(values, dtype=np.float64)
         return self._columns[name]
 
@@ -290,7 +290,8 @@ def check_table(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
             raise InputError(f"stands {len(places)} times", file=file, field=column.name)
         if not places:
             if column.name in needed:
-                raise InputError(f"is missing; there are {', '.join(table.column_names)}", file=file, field=column.name)
+                have = ", ".join(found(one)[1:-1] for one in table.column_names)
+                raise InputError(f"is missing; there are {have}", file=file, field=column.name)
             arrays.append(pa.nulls(table.num_rows, column.type))
             continue
         values = table.column(places[0])

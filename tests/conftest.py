@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+# Folders here have the names of the packages; the packages must come first, however pytest was started.
+sys.path.insert(0, str(ROOT))
+settings.register_profile("servecal", deadline=None)
+settings.load_profile("servecal")
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -95,6 +100,9 @@ class BenchFolder:
     workload: list[dict[str, Any]] | None
     meta: dict[str, Any] | None
     timeseries: str | None
+    engine_start = ENGINE
+    smallest_lag = SMALLEST_LAG
+    prompts = PROMPTS
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

@@ -91,11 +91,12 @@ def _levels(report: Report) -> RenderableType:
         table.add_row(f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in SHOWN))
         table.add_row("  predicted", *(_figure(errors, at, "predicted", scale) for at in SHOWN))
         table.add_row("  error", *(_signed_text(errors.percentiles[at].error) for at in SHOWN))
+    lines = []
     for name, values in report.comparison.throughput.items():
         label = {"output_tokens_per_s": "output tokens/s", "makespan": "makespan, s"}[name]
-        figures = f"{values['measured']:,.1f}", f"{values['predicted']:,.1f}"
-        table.add_row(f"{label}: {figures[0]} measured, {figures[1]} predicted, {_signed(values['error'])}")
-    return table
+        measured, predicted = (_plain(values[side]) for side in ("measured", "predicted"))
+        lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}")
+    return Group(table, Text("\n".join(lines)))
 
 
 def _run(report: Report) -> RenderableType:
@@ -137,6 +138,10 @@ def _unit(errors: MetricErrors) -> tuple[str, float]:
 def _figure(errors: MetricErrors, at: str, side: str, scale: float) -> str:
     value = scale * float(getattr(errors.percentiles[at], side))
     return "-" if math.isnan(value) else f"{value:,.2f}" if value < 100 else f"{value:,.1f}"
+
+
+def _plain(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.1f}"
 
 
 def _percent(value: float) -> str:

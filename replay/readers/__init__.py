@@ -14,6 +14,15 @@ from replay.trace import Trace, check_requests
 READERS = (canonical, llmservingsim_bench, vllm_bench)
 
 
+def _with_origins(trace: Trace) -> Trace:
+    """Say of every column whether it was measured."""
+    said = trace.meta.get("columns") or {}
+    origins = {
+        name: said.get(name) or ("measured" if trace.has(name) else "unknown") for name in trace.requests.column_names
+    }
+    return trace.with_meta(columns=origins)
+
+
 def read_trace(path: Path) -> Trace:
     """Read a trace of any known format.
 
@@ -30,7 +39,7 @@ def read_trace(path: Path) -> Trace:
         for reader in READERS:
             if reader.detect(path):
                 requests = path / reader.REQUESTS_FILE if path.is_dir() else path
-                return check_requests(reader.read(path), requests)
+                return check_requests(_with_origins(reader.read(path)), requests)
     except PermissionError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     known = ", ".join(reader.FORMAT for reader in READERS)

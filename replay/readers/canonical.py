@@ -48,7 +48,7 @@ class _Meta(_Part):
     model_shape: dict[str, Any] | None = Field(None, alias="model_config")
     hardware: str | None = None
     engine: _Engine | None = None
-    clock: _Clock = _Clock()
+    clock: _Clock | None = None
     columns: dict[str, str] = {}
     block_hash: _BlockHash | None = None
     cold_start: _ColdStart | None = None
