@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from simulator.errors import SimulationError
 from simulator.hardware import Hardware
 from simulator.model import ModelShape
 
+HOST_TERMS = tuple(field.name for field in fields(HostOverhead))
 NEEDED = ("max_num_seqs", "max_num_batched_tokens")
 """Engine arguments without which no schedule can be told; vLLM's defaults for them depend on the machine."""
 
@@ -62,7 +63,7 @@ def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str,
     InputError
         If one is not ``engine.<name>=<value>`` or ``host.<name>=<value>`` with a name that exists.
     """
-    known = {"engine": ("version", *known_arguments()), "host": ("per_step", "per_sequence")}
+    known = {"engine": ("version", *known_arguments()), "host": HOST_TERMS}
     split: dict[str, dict[str, str]] = {"engine": {}, "host": {}}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -136,10 +137,7 @@ def resolve(
         options = profile.accelerator.options
         context = Context(shape, hardware, config, loaded.folder, Path(loaded.origin))
         device = build_accelerator(profile.accelerator.kind, options, context)
-        host = HostOverhead(
-            per_step=_seconds(host_set, "per_step", profile.host.per_step),
-            per_sequence=_seconds(host_set, "per_sequence", profile.host.per_sequence),
-        )
+        host = HostOverhead(**{name: _seconds(host_set, name, getattr(profile.host, name)) for name in HOST_TERMS})
         factors = {name: coefficient.value for name, coefficient in profile.coefficients.items()}
         accelerator = WithHost(device, host, factors)
     except SimulationError as error:

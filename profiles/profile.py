@@ -18,6 +18,7 @@ from simulator.accelerators.base import HostOverhead
 
 SCHEMA = "servecal.profile/1"
 ROOFLINE = "roofline:"
+LINEAR = "linear"
 
 
 class Coefficient(BaseModel):
@@ -31,11 +32,13 @@ class Coefficient(BaseModel):
 
 
 class Host(BaseModel):
-    """Seconds that the host adds per step and per sequence (``HostOverhead``)."""
+    """Seconds that the host adds per step, sequence, step with a prompt, and prompt token (``HostOverhead``)."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     per_step: NonNegativeFloat = HostOverhead().per_step
     per_sequence: NonNegativeFloat = HostOverhead().per_sequence
+    per_prefill_step: NonNegativeFloat = HostOverhead().per_prefill_step
+    per_prefill_token: NonNegativeFloat = HostOverhead().per_prefill_token
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
 
 
@@ -109,13 +112,15 @@ def load_profile(name: str) -> LoadedProfile:
     Parameters
     ----------
     name : str
-        Path of a YAML file, name in the library, or ``roofline:<hardware>``.
+        Path of a YAML file, name in the library, ``roofline:<hardware>``, or ``linear``.
 
     Raises
     ------
     InputError
         If there is no such profile, or the file does not hold one.
     """
+    if name == LINEAR:
+        return _linear()
     if name.startswith(ROOFLINE):
         return _roofline(name.removeprefix(ROOFLINE))
     path = Path(name)
@@ -130,6 +135,19 @@ def load_profile(name: str) -> LoadedProfile:
         )
     profile = validate(Profile, read_mapping(path), path)
     return LoadedProfile(profile, path.parent, hashlib.sha256(path.read_bytes()).hexdigest(), name)
+
+
+def _linear() -> LoadedProfile:
+    """A start without physics: an iteration of 5 ms, whatever it computes."""
+    accelerator = Accelerator.model_validate({"kind": "linear", "seconds": {"step": 5e-3}})
+    profile = Profile(
+        name=LINEAR,
+        description="No physics: a start for fitting.",
+        accelerator=accelerator,
+        host=Host(per_step=0.0, per_sequence=0.0, source="part of the coefficients"),
+    )
+    digest = hashlib.sha256(profile.to_yaml().encode()).hexdigest()
+    return LoadedProfile(profile, Path(), digest, profile.name)
 
 
 def _roofline(hardware: str) -> LoadedProfile:

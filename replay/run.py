@@ -17,6 +17,7 @@ from replay.clocks import Floats
 from replay.cold_start import find_cold_start
 from replay.trace import ITERATIONS, TIMELINE, Trace, requests_table
 from simulator.engine import NS, Iteration, Simulation
+from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 from simulator.request import Request, Status
 
@@ -76,7 +77,7 @@ def replay(
     InputError
         If nothing can be replayed, or the engine could not serve it.
     """
-    rows, requests, notes = _requests(trace, deployment)
+    rows, requests = replayable(trace, deployment.config)
     if not requests:
         raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
     gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
@@ -102,7 +103,7 @@ def replay(
     predicted = Trace(
         _requests_of(trace, rows, simulation),
         {
-            **_meta(trace, deployment, notes),
+            **_meta(trace, deployment),
             "cold_start": cold.as_dict() if cold else None,
             "warmed_up": cold is None,
         },
@@ -112,15 +113,15 @@ def replay(
     return Replay(predicted, _summary(trace, simulation))
 
 
-def _requests(trace: Trace, deployment: Deployment) -> tuple[list[int], list[Request], list[str]]:
-    config = deployment.config
+def replayable(trace: Trace, config: EngineConfig) -> tuple[list[int], list[Request]]:
+    """Return the rows of a trace that a simulation can serve, and their requests.
+
+    Left out are failed requests and those without arrival or lengths.
+    """
     arrival, priority = trace.column("arrival"), np.nan_to_num(trace.column("priority"))
     prompt, output = trace.column("prompt_tokens"), trace.column("output_tokens")
     hashes = trace.lists("block_hashes")
     hashed = int((trace.meta.get("block_hash") or {}).get("block_size") or 0)
-    notes = []
-    if config.enable_prefix_caching and not trace.has("block_hashes"):
-        notes.append("prompt contents are unknown: the simulated prefix cache finds nothing in common")
     rows, requests = [], []
     for row, (one, status) in enumerate(zip(trace.ids, trace.statuses, strict=True)):
         if status == "failed" or math.isnan(arrival[row]) or not (prompt[row] >= 1 and output[row] >= 1):
@@ -137,7 +138,7 @@ def _requests(trace: Trace, deployment: Deployment) -> tuple[list[int], list[Req
                 block_hashes=None if own is None else at_block_size(own, hashed, config.block_size),
             )
         )
-    return rows, requests, notes
+    return rows, requests
 
 
 def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Table:
@@ -171,8 +172,11 @@ def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Ta
     return requests_table(columns, count)
 
 
-def _meta(trace: Trace, deployment: Deployment, notes: list[str]) -> dict[str, Any]:
+def _meta(trace: Trace, deployment: Deployment) -> dict[str, Any]:
     config, loaded = deployment.config, deployment.loaded
+    notes = []
+    if config.enable_prefix_caching and not trace.has("block_hashes"):
+        notes.append("prompt contents are unknown: the simulated prefix cache finds nothing in common")
     arguments = {
         name: getattr(config, name)
         for name in sorted(config.__slots__)

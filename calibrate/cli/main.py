@@ -10,6 +10,7 @@ import click
 
 COMMANDS = {
     "conformance": ("calibrate.cli.conformance_command", "Compare the simulated schedule with vLLM's own."),
+    "fit": ("calibrate.cli.fit_command", "Fit a profile to measured runs, with intervals and held-out error."),
     "profiles": ("calibrate.cli.profiles_group", "List, show and import profiles, models and hardware."),
     "replay": ("calibrate.cli.replay_command", "Simulate a trace's requests and write the predicted trace."),
     "report": ("calibrate.cli.report_command", "Replay a trace, compare, and print the error report."),
@@ -77,6 +78,11 @@ def _explain(error: Exception) -> int:
         return INPUT_WRONG
     if os.environ.get("SERVECAL_DEBUG"):
         raise error
+    if isinstance(error, OSError) and error.strerror:
+        # A full disk, a name too long: nothing that servecal could have foreseen, or mend.
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        click.echo(f"error: {where}{error.strerror}", err=True)
+        return INPUT_WRONG
     click.echo(
         f"error: internal: {type(error).__name__}: {error} (a defect of servecal; set SERVECAL_DEBUG=1 for the "
         "traceback, and please report it)",

@@ -117,6 +117,18 @@ def _with_catalogue(trace: Trace, located: Located) -> Trace:
     return trace.with_meta(**meta, engine=engine)
 
 
+def keep_trace(name: str, output: Path | None) -> None:
+    """Refuse to write a result over the trace that it is made of.
+
+    Raises
+    ------
+    InputError
+        If they are the same file or folder.
+    """
+    if output is not None and output.exists() and output.samefile(locate(name).path):
+        raise InputError("is the trace itself; choose another output", file=output)
+
+
 def deploy(
     trace: Trace, profile: str, settings: tuple[str, ...], model: str | None, assume_defaults: bool
 ) -> Deployment:
@@ -168,14 +180,18 @@ def write_output(text: str, output: Path | None) -> None:
         click.echo(text, nl=False)
         return
     try:
-        handle, scratch = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+        if output.exists() and not output.is_file():
+            output.write_text(text, encoding="utf-8")  # a pipe or a device
+            return
+        target = output.resolve()
+        handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
             mask = os.umask(0)
             os.umask(mask)
             Path(scratch).chmod(0o666 & ~mask)
-            Path(scratch).replace(output)
+            Path(scratch).replace(target)
         except BaseException:
             Path(scratch).unlink(missing_ok=True)
             raise

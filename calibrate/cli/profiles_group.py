@@ -12,8 +12,7 @@ from calibrate.cli.options import output_options, render_text, write_output
 from profiles.errors import InputError
 from profiles.import_bundle import LINK_BANDWIDTH, LINK_LATENCY, import_bundle
 from profiles.library import find_hardware_entry, hardware_entries, library_folder, models, names
-from profiles.profile import load_profile
-from profiles.yaml_files import read_mapping
+from profiles.profile import ROOFLINE, load_profile
 
 
 @click.group("profiles")
@@ -94,8 +93,9 @@ def show(name: str) -> None:
         if name.lower() in (alias.lower() for alias in entry.aliases):
             click.echo((library_folder("models") / f"{entry.name}.yaml").read_text(encoding="utf-8"), nl=False)
             return
-    if Path(name).is_file():
-        read_mapping(Path(name))
+    if name.startswith(ROOFLINE):
+        find_hardware_entry(name.removeprefix(ROOFLINE))
+    if Path(name).is_file() or name.startswith(ROOFLINE):
         click.echo(load_profile(name).profile.to_yaml(), nl=False)
         return
     try:

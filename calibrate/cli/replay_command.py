@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from calibrate.cli.options import deploy, load_trace, progress, replay_options
+from calibrate.cli.options import deploy, keep_trace, load_trace, progress, replay_options
 from replay.run import replay
 
 
@@ -36,6 +36,7 @@ def command(
 ) -> None:
     """Simulate the requests of TRACE and write the predicted trace."""
     measured = load_trace(trace, arrivals)
+    keep_trace(trace, output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     with progress(len(measured), "replaying") as advance:
         replayed = replay(measured, deployment, record_iterations=iterations, cold_start=cold_start, progress=advance)

@@ -8,6 +8,7 @@ import click
 
 from calibrate.cli.options import (
     deploy,
+    keep_trace,
     load_trace,
     output_options,
     progress,
@@ -45,6 +46,7 @@ def command(
 ) -> None:
     """Replay TRACE with a profile, compare request by request, and print the error report."""
     measured = load_trace(trace, arrivals)
+    keep_trace(trace, output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     with progress(len(measured), "replaying") as advance:
         replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)

@@ -35,10 +35,7 @@ def to_dict(report: Report) -> dict[str, Any]:
             "hardware": deployment.hardware.name if deployment.hardware else None,
             "accelerator": profile.accelerator.kind,
             "coefficients": deployment.accelerator.coefficients,
-            "host": {
-                "per_step": deployment.accelerator.host.per_step,
-                "per_sequence": deployment.accelerator.host.per_sequence,
-            },
+            "host": asdict(deployment.accelerator.host),
             "engine": report.replay.predicted.meta["engine"],
             "assumed": dict(deployment.assumed),
         },

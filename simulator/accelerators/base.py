@@ -38,10 +38,27 @@ class HostOverhead:
         launches, sampling, output processing. The defaults are a prior, not a measurement of the deployment at
         hand: kernel tables of an RTX PRO 6000 leave 0.2 to 0.6 ms of each vLLM 0.19 iteration unexplained, of
         which the middle is taken; work per sequence hides behind the device while scheduling is asynchronous.
+    per_prefill_step, per_prefill_token : float
+        Seconds per iteration that computes a prompt, and per prompt token in it, beyond what the device model
+        says: such steps run outside the CUDA graphs of pure decode steps.
     """
 
     per_step: float = 0.4e-3
     per_sequence: float = 0.0
+    per_prefill_step: float = 0.0
+    per_prefill_token: float = 0.0
+
+    def seconds(self, batch: Batch) -> tuple[float, float, float, float]:
+        """Return the four terms for a batch."""
+        return (
+            self.per_step,
+            self.per_sequence * batch.num_seqs,
+            self.per_prefill_step if batch.prefills else 0.0,
+            self.per_prefill_token * batch.num_prefill_tokens,
+        )
+
+
+HOST_COMPONENTS = ("host_step", "host_sequence", "host_prefill_step", "host_prefill_token")
 
 
 class WithHost:
@@ -67,7 +84,7 @@ class WithHost:
     ) -> None:
         self.device = device
         self.host = host
-        self.components = (*device.components, "host_step", "host_sequence")
+        self.components = (*device.components, *HOST_COMPONENTS)
         factors = dict(coefficients or {})
         self.coefficients = {name: factors.pop(name, 1.0) for name in self.components}
         if factors:
@@ -83,7 +100,7 @@ class WithHost:
 
     def step(self, batch: Batch) -> Sequence[float]:
         """Return seconds per component, coefficients applied."""
-        parts = (*self.device.step(batch), self.host.per_step, self.host.per_sequence * batch.num_seqs)
+        parts = (*self.device.step(batch), *self.host.seconds(batch))
         if not self._scaled:
             return parts
         return tuple(factor * part for factor, part in zip(self._factors, parts, strict=True))

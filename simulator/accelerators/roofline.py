@@ -71,6 +71,9 @@ class Roofline:
         "collectives",
     )
 
+    bounds_from_below = True
+    """No device is faster than its datasheet: a fit keeps the coefficients of these components at 1 or more."""
+
     def __init__(
         self,
         model: ModelShape,

@@ -14,7 +14,7 @@ from simulator.errors import SimulationError
 BATCH = Batch([(100, 50)], [300, 400])
 HOST = HostOverhead(per_step=5e-4, per_sequence=1e-5)
 DEVICE = Linear(dict.fromkeys(Linear.components, 1e-06))
-NAMES = (*Linear.components, "host_step", "host_sequence")
+NAMES = (*Linear.components, "host_step", "host_sequence", "host_prefill_step", "host_prefill_token")
 
 
 def test_host_time_stands_beside_the_devices_components():

@@ -1,0 +1,202 @@
+"""``servecal fit``."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calibrate.cli.options import load_trace, render_text, write_output
+from calibrate.fit import HOST_TERMS, HOST_UNITS, LINEAR_UNITS, ProfileFit
+from calibrate.holdout import Run, hold_out, mean_errors, score
+from profiles.deployment import resolve
+from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
+from replay.run import facts_of
+from simulator.accelerators.linear import Linear
+
+SCHEMA = "servecal.fit/1"
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+
+
+@click.command("fit")
+@click.argument("traces", nargs=-1, required=True, metavar="TRACE...")
+@click.option(
+    "--base", required=True, help="Profile to start from: YAML, library name, roofline:<hardware>, or linear."
+)
+@click.option("--holdout", help="Also fit a part and score the rest: time:0.5, kfold-time:5 or trace:NAME.")
+@click.option(
+    "-o",
+    "--profile",
+    "target",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the fitted profile goes (YAML).",
+)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Override engine.<vLLM argument>.")
+@click.option("--model", help="Library name or config.json of the model that was served.")
+@click.option("--assume-defaults", is_flag=True, help="Take vLLM's defaults for engine arguments nobody says.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(min=1e-9, max=1e9),
+    help="Weight of the base profile; chosen by cross-validation if absent.",
+)
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(
+    traces: tuple[str, ...],
+    base: str,
+    holdout: str | None,
+    target: Path,
+    settings: tuple[str, ...],
+    model: str | None,
+    assume_defaults: bool,
+    strength: float | None,
+    style: str,
+) -> None:
+    """Fit a profile's coefficients to the engine stamps of TRACEs, or to their recorded iterations."""
+    begun = time.monotonic()
+    loaded = load_profile(base)
+    runs: list[Run] = []
+    for name in traces:
+        trace = load_trace(name)
+        deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
+        runs.append((trace, deployment))
+    held = hold_out(runs, holdout, strength) if holdout else []
+    fit = ProfileFit(strength).fit([(trace, deployment, None) for trace, deployment in runs])
+    everything = [trace.column("arrival") == trace.column("arrival") for trace, _ in runs]
+    in_sample = mean_errors(score(runs, fit, everything))
+    out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
+    document = {
+        "schema": SCHEMA,
+        "traces": [{"name": trace.name, "digest": trace.digest()} for trace, _ in runs],
+        "base": {"name": loaded.profile.name, "digest": loaded.digest},
+        "coefficients": {
+            one.name: {"value": one.value, "ci95": list(one.ci95), "prior": one.prior, "identified": one.identified}
+            for one in fit.coefficients_
+        },
+        "identifiability": {
+            "singular_values": fit.singular_values_,
+            "correlated": [list(pair) for pair in fit.correlated_],
+            "sentences": fit.sentences_,
+        },
+        "equations": fit.equations_,
+        "iterations": fit.iterations_,
+        "misplaced": fit.misplaced_,
+        "residual": fit.residual_,
+        "strength": fit.strength_,
+        "in_sample": in_sample,
+        "holdout": {"scheme": holdout, "metrics": out_of_sample} if held else None,
+        "conflicts": sorted({line for _, deployment in runs for line in deployment.conflicts}),
+        "seconds": round(time.monotonic() - begun, 3),
+        "profile": str(target),
+    }
+    write_output(_profile(loaded, runs, fit, document, target).to_yaml(), target)
+    if style == "json":
+        click.echo(json.dumps(document, indent=1))
+        return
+    text = render_text(_view(document, fit), None)
+    if text is not None:
+        click.echo(text, nl=False)
+
+
+def _profile(
+    loaded: LoadedProfile, runs: list[Run], fit: ProfileFit, document: dict[str, Any], target: Path
+) -> Profile:
+    """The base profile with what was learned, where it came from and how far it was tested."""
+    base = loaded.profile
+    device = runs[0][1].accelerator.device
+    options = dict(base.accelerator.options)
+    if "tables" in options:
+        tables = (loaded.folder / options["tables"]).resolve()
+        options["tables"] = Path(os.path.relpath(tables, target.resolve().parent)).as_posix()
+    host = Host(
+        **{HOST_TERMS[name]: unit for name, unit in HOST_UNITS.items()},
+        source="units of the fitted coefficients host_*",
+    )
+    if isinstance(device, Linear):
+        options["seconds"] = dict(LINEAR_UNITS)
+        host = Host(per_step=0.0, per_sequence=0.0, source="part of the fitted coefficients")
+    metrics = {
+        name: {key: round(value["mape"], 5) for key, value in (document[name] or {}).items()} for name in ("in_sample",)
+    }
+    held = document["holdout"]
+    if held:
+        metrics["holdout " + held["scheme"]] = {key: round(value["mape"], 5) for key, value in held["metrics"].items()}
+    versions = sorted({str((trace.meta.get("engine") or {}).get("version")) for trace, _ in runs})
+    return Profile(
+        name=target.name.removesuffix(".yaml").removesuffix(".yml"),
+        description=f"{base.name}, fitted to {', '.join(trace.name for trace, _ in runs)}.",
+        model=base.model,
+        hardware=base.hardware,
+        engine=base.engine,
+        accelerator=Accelerator.model_validate({"kind": base.accelerator.kind, **options}),
+        coefficients={
+            one.name: Coefficient(
+                value=_short(one.value),
+                ci95=(_short(one.ci95[0]), _short(one.ci95[1])),
+                prior=_short(one.prior),
+                identified=one.identified,
+            )
+            for one in fit.coefficients_
+        },
+        host=host,
+        domain=fit.domain_,
+        provenance={
+            "method": "least squares on iterations (recorded, or reconstructed from shared stamps)",
+            "base": {"name": base.name, "digest": loaded.digest},
+            "traces": document["traces"],
+            "engine_versions": versions,
+            "equations": fit.equations_,
+            "mape": metrics,
+            "servecal": version("servecal"),
+        },
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for column in ("coefficient", "value", "95 % interval", "base", ""):
+        table.add_column(column, justify="left" if column in ("coefficient", "") else "right", no_wrap=True)
+    for one in fit.coefficients_:
+        table.add_row(
+            one.name,
+            f"{one.value:.3f}",
+            f"{one.ci95[0]:.3f} to {one.ci95[1]:.3f}",
+            f"{one.prior:.3f}",
+            "" if one.identified else "not identified",
+        )
+    parts: list[Any] = [table, Text()]
+    errors = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for column in ("mean error per request", "TTFT", "TPOT", "E2E", "requests"):
+        errors.add_column(column, justify="left" if column[0] == "m" else "right", no_wrap=True)
+    rows = [("in sample", document["in_sample"])]
+    if document["holdout"]:
+        rows.append((f"held out, {document['holdout']['scheme']}", document["holdout"]["metrics"]))
+    for label, metrics in rows:
+        figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in NAMES]
+        errors.add_row(label, *figures, str(max((one["n"] for one in metrics.values()), default=0)))
+    parts += [errors, Text()]
+    parts.append(
+        Text(
+            f"{fit.equations_} measured spans of {fit.iterations_} iterations, median error of a span "
+            f"{100 * fit.residual_:.1f} %; weight of the base profile {fit.strength_:g}"
+        )
+    )
+    if fit.misplaced_:
+        parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
+    parts += [Text(f"note: {line}") for line in fit.sentences_]
+    parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
+    parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))
+    return Group(*parts)

@@ -1,0 +1,367 @@
+"""Fitting a profile's coefficients to what a run measured, with uncertainty.
+
+An iteration's time is a sum of components, each times a coefficient that is not negative. Where the iterations are
+recorded, or can be reconstructed from the stamps that requests share (``calibrate.reconstruction``), the measured
+time between two iteration ends is a linear equation in the coefficients: bounded least squares, robust against single
+wrong equations, pulled towards the base profile by as much as cross-validation inside the training part finds best.
+What the data cannot tell so stays at physics. The fit is then checked end to end by simulation (``calibrate.holdout``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import lsq_linear
+
+from calibrate.reconstruction import Reconstruction, reconstruct, spans_of_recording
+from profiles.deployment import Deployment
+from profiles.errors import InputError
+from replay.trace import Trace
+from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
+from simulator.accelerators.linear import Linear
+from simulator.batch import Batch
+
+Floats = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.bool_]
+
+HOST_UNITS = {"host_step": 1e-3, "host_sequence": 1e-5, "host_prefill_step": 1e-2, "host_prefill_token": 1e-5}
+"""Seconds of one unit of each host term: a coefficient of 1 is a plausible size."""
+HOST_TERMS = dict(
+    zip(HOST_COMPONENTS, ("per_step", "per_sequence", "per_prefill_step", "per_prefill_token"), strict=True)
+)
+LINEAR_UNITS = {
+    "step": 5e-3,
+    "sequence": 1e-4,
+    "token": 5e-5,
+    "prefill_step": 5e-3,
+    "prefill_attention": 1e-8,
+    "decode_attention": 1e-7,
+}
+PRIOR_SPREAD = 0.5
+"""Standard deviation of a coefficient before any data, in units of the base profile's value or the host unit."""
+STRENGTHS = (1.0, 0.1, 0.01, 1e-3)
+"""Weights of the prior that cross-validation chooses from; 1 takes the spread above at its word."""
+FOLDS = 5
+SHORTEST = 0.01
+"""Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
+CORRELATED = 0.9
+IDENTIFIED = 0.5
+"""A coefficient counts as identified if the data cut its prior standard deviation to this share or less."""
+
+
+@dataclass(frozen=True)
+class FittedCoefficient:
+    """A learned factor on one component: value, 95 % interval, where it started, and whether the data told it."""
+
+    name: str
+    value: float
+    ci95: tuple[float, float]
+    prior: float
+    identified: bool
+
+
+@dataclass(frozen=True)
+class Equations:
+    """``features @ coefficients = seconds``: one row a span of iterations, in order of time."""
+
+    features: Floats
+    seconds: Floats
+
+    def __len__(self) -> int:
+        return int(self.seconds.size)
+
+    def rows(self, some: Any) -> Equations:
+        """Some of the equations."""
+        return Equations(self.features[some], self.seconds[some])
+
+
+@dataclass
+class ProfileFit:
+    """Learns the coefficients of a deployment's components.
+
+    Parameters
+    ----------
+    strength : float, optional
+        Weight of the prior; chosen by cross-validation over blocks of time if absent.
+
+    Attributes
+    ----------
+    coefficients_ : list of FittedCoefficient
+    strength_ : float
+    equations_ : int
+        Spans of iterations that were fitted.
+    iterations_ : int
+        Iterations in them.
+    misplaced_ : int
+        Requests whose first token the reconstructed schedule puts elsewhere than its stamp.
+    residual_ : float
+        Median absolute relative error of a span's time.
+    correlated_ : list of (str, str, float)
+        Pairs of coefficients that the data cannot tell apart well.
+    sentences_ : list of str
+        What was not identified, and what to record to change that.
+    singular_values_ : list of float
+        Of the equations in units of prior spread and noise: values below 1 are directions the data do not tell.
+    domain_ : dict
+        Range of sequences, tokens and contexts in the fitted iterations.
+    """
+
+    strength: float | None = None
+    coefficients_: list[FittedCoefficient] = field(default_factory=list, init=False)
+    strength_: float = field(default=np.nan, init=False)
+    equations_: int = field(default=0, init=False)
+    iterations_: int = field(default=0, init=False)
+    misplaced_: int = field(default=0, init=False)
+    residual_: float = field(default=np.nan, init=False)
+    correlated_: list[tuple[str, str, float]] = field(default_factory=list, init=False)
+    sentences_: list[str] = field(default_factory=list, init=False)
+    singular_values_: list[float] = field(default_factory=list, init=False)
+    domain_: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def fit(self, runs: Sequence[tuple[Trace, Deployment, Rows | None]]) -> ProfileFit:
+        """Learn from one or more runs, which share their coefficients.
+
+        Parameters
+        ----------
+        runs : sequence of (Trace, Deployment, array of bool or None)
+            Each trace with the base deployment of its own shapes, and the rows whose stamps may be used (None: all).
+
+        Raises
+        ------
+        InputError
+            If a trace has neither recorded iterations nor the stamps to reconstruct them, or if what was measured
+            contradicts itself.
+        """
+        space = _Space(runs[0][1])
+        parts = []
+        batches: list[Batch] = []
+        for trace, deployment, known in runs:
+            spans = self._spans(trace, deployment, known)
+            parts.append(_Space(deployment).equations(spans))
+            batches += [batch for inside, _ in spans for batch in inside]
+        equations = Equations(
+            np.concatenate([part.features for part in parts]), np.concatenate([part.seconds for part in parts])
+        )
+        if len(equations) < 2 * len(space.names):
+            raise InputError(
+                f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
+            )
+        self.iterations_ = len(batches)
+        self.domain_ = _domain(batches)
+        # What no batch has a part in (collectives on one device) is no coefficient of these runs.
+        there = np.asarray(equations.features.any(axis=0))
+        self._learn(space.only(there), Equations(equations.features[:, there], equations.seconds))
+        self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        return self
+
+    def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
+        if trace.iterations is not None and known is None:
+            return spans_of_recording(trace)
+        space = _Space(deployment)
+
+        def refine(found: Reconstruction) -> Any:
+            return space.step_seconds(_solve(space, space.equations(found.spans()), 0.01)[0])
+
+        found = reconstruct(trace, deployment.config, space.step_seconds(space.prior), refine, known)
+        self.misplaced_ += found.misplaced
+        if found.misplaced > 0.1 * len(trace):
+            raise InputError(
+                f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: "
+                f"{found.misplaced} of {len(trace)} first tokens lie elsewhere; check the engine arguments "
+                "(max_num_seqs, max_num_batched_tokens, async_scheduling)"
+            )
+        return found.spans()
+
+    def _learn(self, space: _Space, equations: Equations) -> None:
+        self.strength_ = self.strength if self.strength is not None else _best_strength(space, equations)
+        values, weights, noise = _solve(space, equations, self.strength_)
+        scaled = equations.features * space.spread * weights[:, None] / noise
+        information = scaled.T @ scaled
+        precision = information + self.strength_ * np.eye(len(space.names))
+        covariance = np.linalg.inv(precision)
+        deviation = np.sqrt(np.diag(covariance)) * space.spread
+        bound = 1.96 * deviation * _inflation(equations, values, weights)
+        prior_deviation = space.spread / np.sqrt(self.strength_)
+        self.coefficients_ = [
+            FittedCoefficient(
+                name,
+                float(values[place]),
+                (float(max(space.least[place], values[place] - bound[place])), float(values[place] + bound[place])),
+                float(space.prior[place]),
+                bool(deviation[place] <= IDENTIFIED * prior_deviation[place]),
+            )
+            for place, name in enumerate(space.names)
+        ]
+        self.equations_ = len(equations)
+        self.residual_ = float(np.median(np.abs(equations.features @ values / equations.seconds - 1)))
+        self.singular_values_ = [float(one) for one in np.linalg.svd(scaled, compute_uv=False)]
+        correlation = covariance / np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+        self.correlated_ = [
+            (space.names[left], space.names[right], float(correlation[left, right]))
+            for left in range(len(space.names))
+            for right in range(left)
+            if abs(correlation[left, right]) > CORRELATED
+        ]
+        self.sentences_ = [
+            f"{left} and {right} can hardly be told apart (correlation {value:+.2f}): their sum is known better"
+            for left, right, value in self.correlated_
+        ]
+
+
+class _Space:
+    """The coefficients of a deployment: names, prior values and spreads, and the features of a batch.
+
+    A device component's feature is its seconds by the base profile, a host term's its unit's seconds times what it
+    counts. A linear model has no physics: its coefficients are in plausible units, and only weakly held.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        device: AcceleratorModel = deployment.accelerator.device
+        own = deployment.accelerator.coefficients
+        self.linear = isinstance(device, Linear)
+        if isinstance(device, Linear):
+            self.device: AcceleratorModel = Linear(LINEAR_UNITS)
+            self.names: tuple[str, ...] = device.components
+            self.prior: Floats = np.array(
+                [own[name] * device.seconds[name] / LINEAR_UNITS[name] for name in self.names]
+            )
+            self.spread: Floats = np.full(len(self.names), 10.0)
+            self.least: Floats = np.zeros(len(self.names))
+            return
+        self.device = device
+        self.names = (*device.components, *HOST_COMPONENTS)
+        host = deployment.accelerator.host
+        factors = [own[name] for name in device.components]
+        terms = [own[name] * getattr(host, HOST_TERMS[name]) / HOST_UNITS[name] for name in HOST_COMPONENTS]
+        self.prior = np.array([*factors, *terms])
+        self.least = np.zeros(len(self.names))
+        if getattr(device, "bounds_from_below", False):
+            self.least = np.array([1.0] * len(factors) + [0.0] * len(terms))
+        self.spread = np.full(len(self.names), PRIOR_SPREAD)
+
+    def only(self, some: Rows) -> _Space:
+        """Return the space of some of the coefficients, for solving."""
+        part = copy(self)
+        part.names = tuple(name for name, there in zip(self.names, some, strict=True) if there)
+        part.prior, part.spread, part.least = self.prior[some], self.spread[some], self.least[some]
+        return part
+
+    def features(self, batch: Batch) -> Floats:
+        """Seconds of each component at a coefficient of 1."""
+        parts = self.device.step(batch)
+        if self.linear:
+            return np.array(parts)
+        host = (1.0, batch.num_seqs, 1.0 if batch.prefills else 0.0, batch.num_prefill_tokens)
+        return np.array([*parts, *(count * unit for count, unit in zip(host, HOST_UNITS.values(), strict=True))])
+
+    def equations(self, spans: Sequence[tuple[list[Batch], float]]) -> Equations:
+        """One equation a span."""
+        rows = [np.sum([self.features(batch) for batch in batches], axis=0) for batches, _ in spans]
+        return Equations(np.array(rows), np.array([seconds for _, seconds in spans]))
+
+    def step_seconds(self, values: Floats) -> Any:
+        """An iteration's seconds by those coefficients."""
+        return lambda batch: max(float(self.features(batch) @ values), 1e-6)
+
+
+def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats, Floats, float]:
+    """Robust bounded least squares; return coefficients, weights of the equations, and the noise at weight 1.
+
+    The noise of a span grows with the root of its length (independent iterations). Residuals beyond two median ones
+    count by their size and no longer by its square (Huber).
+    """
+    base = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
+    values = space.prior.copy()
+    weights, noise = base, 1.0
+    for _ in range(15):
+        residual = (equations.features @ values - equations.seconds) * base
+        noise = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
+        if not values.any() or noise == 0:
+            noise = max(float(np.abs(residual).mean()), 1e-9)
+        weights = base * np.sqrt(np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-15)))
+        matrix = np.vstack(
+            [
+                equations.features * space.spread * (weights / noise)[:, None],
+                np.sqrt(strength) * np.eye(len(space.names)),
+            ]
+        )
+        target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
+        found = lsq_linear(matrix, target, bounds=(space.least / space.spread, np.inf)).x * space.spread
+        close = np.max(np.abs(found - values) / space.spread) < 1e-4
+        values = found
+        if close:
+            break
+    return values, weights, noise
+
+
+def _best_strength(space: _Space, equations: Equations) -> float:
+    """The prior's weight under which blocks of time predict each other best; only training equations are seen."""
+    folds = np.array_split(np.arange(len(equations)), FOLDS)
+    scores = []
+    for strength in STRENGTHS:
+        errors = []
+        for fold in folds:
+            others = np.setdiff1d(np.arange(len(equations)), fold)
+            values, _, _ = _solve(space, equations.rows(others), strength)
+            left_out = equations.rows(fold)
+            errors.append(np.abs(left_out.features @ values / left_out.seconds - 1))
+        scores.append(float(np.concatenate(errors).mean()))
+    # The strongest prior that is not clearly worse: what the data do not need stays at physics.
+    best = min(scores)
+    return next(strength for strength, score in zip(STRENGTHS, scores, strict=True) if score <= 1.02 * best)
+
+
+def _inflation(equations: Equations, values: Floats, weights: Floats) -> float:
+    """How much wider intervals are because neighbouring residuals are alike; at least 1."""
+    residual = (equations.features @ values - equations.seconds) * weights
+    width = max(2, round(len(equations) ** 0.5))
+    blocks = np.array_split(residual, max(len(equations) // width, 2))
+    between = np.mean([block.sum() ** 2 / block.size for block in blocks])
+    within = float(np.mean(residual**2))
+    return float(np.sqrt(max(1.0, between / within))) if within > 0 else 1.0
+
+
+def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:
+    """Say what was not identified, what the run held, and what to record."""
+    missing = [one.name for one in coefficients if not one.identified]
+    if not missing:
+        return []
+    sequences = np.array([batch.num_seqs for batch in batches])
+    prefills = sum(bool(batch.prefills) for batch in batches)
+    low, high = np.percentile(sequences, [5, 95])
+    seen = (
+        f"not identified, so kept near the base profile: {', '.join(missing)}; batches held {low:.0f} to {high:.0f} "
+        f"sequences, {prefills} of {len(batches)} iterations computed prompts"
+    )
+    if low > 0.5 * high:
+        seen += "; record a run at a low rate, with batches of few sequences"
+    elif prefills < 30:
+        seen += "; record a run with more prompts"
+    return [seen]
+
+
+def _domain(batches: Sequence[Batch]) -> dict[str, Any]:
+    """The range of batches that a fit has seen."""
+    contexts = [context for batch in batches for context in batch.decode_contexts]
+    return {
+        "sequences": [min(batch.num_seqs for batch in batches), max(batch.num_seqs for batch in batches)],
+        "tokens": [min(batch.num_tokens for batch in batches), max(batch.num_tokens for batch in batches)],
+        "context": [min(contexts, default=0), max(contexts, default=0)],
+    }
+
+
+def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoefficient]) -> Deployment:
+    """Return the deployment with learned coefficients in force."""
+    values = {one.name: one.value for one in coefficients}
+    if isinstance(deployment.accelerator.device, Linear):
+        seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
+        accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
+    else:
+        host = HostOverhead(**{HOST_TERMS[name]: unit for name, unit in HOST_UNITS.items() if name in values})
+        accelerator = WithHost(deployment.accelerator.device, host, values)
+    return replace(deployment, accelerator=accelerator)

@@ -1,0 +1,124 @@
+"""Fitting on one part of the data and scoring on another, by construction.
+
+Requests of one run share their queue, so they are never split at random: a part is a stretch of arrivals or a whole
+trace. Every simulation serves all requests, since the engine did; only the stamps of the training part are fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrate.errors import Comparison
+from calibrate.fit import ProfileFit, with_coefficients
+from profiles.deployment import Deployment
+from profiles.errors import InputError
+from replay.run import replay
+from replay.trace import Trace
+
+Rows = npt.NDArray[np.bool_]
+Run = tuple[Trace, Deployment]
+SHAPE = "time:FRACTION, trace:NAME or kfold-time:K"
+
+
+@dataclass(frozen=True)
+class Part:
+    """For each run, the rows that are fitted and the rows that are scored (None: no row)."""
+
+    fitted: tuple[Rows | None, ...]
+    scored: tuple[Rows | None, ...]
+
+
+def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
+    """Split traces by a scheme.
+
+    ``time:0.5`` fits the first half of each trace's arrivals and scores the rest; ``kfold-time:5`` scores each of five
+    stretches after fitting the others; ``trace:NAME`` fits the other traces and scores that one.
+
+    Raises
+    ------
+    InputError
+        If the scheme is none of these, or leaves nothing to fit or score.
+    """
+    kind, _, value = scheme.partition(":")
+    if kind == "trace":
+        names = [trace.name for trace in traces]
+        if value not in names or len(traces) < 2:
+            raise InputError(
+                f"{scheme!r}: expected the name of one of several traces: {', '.join(names)}", field="--holdout"
+            )
+        every = [np.ones(len(trace), dtype=bool) for trace in traces]
+        out = [name == value for name in names]
+        return [
+            Part(
+                tuple(None if left else rows for left, rows in zip(out, every, strict=True)),
+                tuple(rows if left else None for left, rows in zip(out, every, strict=True)),
+            )
+        ]
+    ranks = [np.argsort(np.argsort(trace.column("arrival"), kind="stable")) / max(len(trace), 1) for trace in traces]
+    try:
+        if kind == "time" and 0 < float(value) < 1:
+            fitted = tuple(rank < float(value) for rank in ranks)
+            return [Part(fitted, tuple(~rows for rows in fitted))]
+        if kind == "kfold-time" and 2 <= int(value) <= 20:
+            found = []
+            for fold in range(int(value)):
+                scored = tuple((rank * int(value)).astype(int) == fold for rank in ranks)
+                found.append(Part(tuple(~rows for rows in scored), scored))
+            return found
+    except ValueError:
+        pass
+    raise InputError(f"{scheme!r}: expected {SHAPE}", field="--holdout")
+
+
+def score(runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None]) -> list[Comparison]:
+    """Simulate each run with the learned coefficients and compare the rows that are scored."""
+    found = []
+    for (trace, deployment), rows in zip(runs, scored, strict=True):
+        if rows is None:
+            continue
+        predicted = replay(trace, with_coefficients(deployment, fit.coefficients_)).predicted
+        cold = predicted.meta.get("cold_start")
+        exclude: Mapping[str, frozenset[str]] = {
+            "warmup": frozenset([cold["request"]] if cold else []),
+            "training": frozenset(one for one, scored_here in zip(trace.ids, rows, strict=True) if not scored_here),
+        }
+        found.append(Comparison(trace, predicted, "arrival", exclude))
+    return found
+
+
+def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[tuple[ProfileFit, list[Comparison]]]:
+    """Fit and score every part of a scheme; the scored rows take no part in any choice of their fit."""
+    results = []
+    for part in parts(scheme, [trace for trace, _ in runs]):
+        training = [
+            (trace, deployment, rows)
+            for (trace, deployment), rows in zip(runs, part.fitted, strict=True)
+            if rows is not None
+        ]
+        fit = ProfileFit(strength).fit(training)
+        results.append((fit, score(runs, fit, part.scored)))
+    return results
+
+
+def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float]]:
+    """Per-request errors over several comparisons, each request counting once."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in ("ttft", "tpot", "e2e"):
+        pairs = [comparison.pairs(metric) for comparison in comparisons]
+        measured: Any = np.concatenate([one for one, _ in pairs])
+        predicted: Any = np.concatenate([one for _, one in pairs])
+        fine = (measured > 0) & ~np.isnan(predicted)
+        if fine.any():
+            relative = predicted[fine] / measured[fine] - 1
+            found[metric] = {
+                "n": int(fine.sum()),
+                "mape": float(np.abs(relative).mean()),
+                "median_ape": float(np.median(np.abs(relative))),
+                "bias": float(relative.mean()),
+            }
+    return found

@@ -1,0 +1,360 @@
+"""The schedule of a run, recovered from the stamps that its requests left.
+
+All tokens of one engine iteration carry the same time stamp, and a request that is not preempted gets one token per
+iteration. So the iteration of its last token comes exactly ``output_tokens - 1`` after that of its first, and stamps
+that requests share tie these chains together. What the chains leave open (how they lie against each other) is an
+integer for each, told by the time between neighbouring stamps and a rough idea of an iteration's duration. With
+every stamp numbered, vLLM's own scheduling rules say what each iteration in between computed: the scheduler is driven
+iteration by iteration, and must put every request's first token where the stamps have it.
+
+What comes out are the batches of all iterations and the measured time between numbered ones: equations that are
+linear in an accelerator model's coefficients, without a simulation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import lsqr
+
+from profiles.errors import InputError
+from replay.run import replayable
+from replay.trace import Trace
+from simulator.batch import Batch
+from simulator.engine_config import EngineConfig
+from simulator.request import ServedRequest
+from simulator.scheduler import Scheduler, Step
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.signedinteger[Any]]
+StepSeconds = Callable[[Batch], float]
+
+RESOLUTION = 1e-6
+"""Seconds. Stamps of one iteration are identical in the source; this is what survives the arithmetic since."""
+MOST_ROUNDS = 8
+REPAIRS = 8
+CROWDED = 1000.0
+"""Cost of two stamps of different time in one iteration, which cannot be."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Batches of a run's iterations, and the time between those whose end was stamped.
+
+    ``stamps`` (seconds, ascending) are the ends of the iterations ``numbers``; ``batches[number - first]`` is what an
+    iteration computed (None: the engine had nothing to do). ``misplaced`` counts requests whose first token the
+    scheduler puts into another iteration than the stamps do: 0 if the schedule is recovered without contradiction.
+    ``quiet`` marks the gaps between stamps in which no request was decoding: the engine may have been idle.
+    """
+
+    stamps: Floats
+    numbers: Ints
+    first: int
+    batches: list[Batch | None]
+    misplaced: int
+    quiet: npt.NDArray[np.bool_]
+
+    def spans(self) -> list[tuple[list[Batch], float]]:
+        """Batches and measured seconds between neighbouring stamps, those with an idle engine left out."""
+        found = []
+        for place, seconds in enumerate(np.diff(self.stamps)):
+            if self.quiet[place]:
+                continue
+            inside = self.batches[self.numbers[place] + 1 - self.first : self.numbers[place + 1] + 1 - self.first]
+            batches = [batch for batch in inside if batch is not None]
+            if batches and len(batches) == len(inside):
+                found.append((batches, float(seconds)))
+        return found
+
+
+def reconstruct(
+    trace: Trace,
+    config: EngineConfig,
+    step_seconds: StepSeconds,
+    refine: Callable[[Reconstruction], StepSeconds],
+    known: npt.NDArray[np.bool_] | None = None,
+) -> Reconstruction:
+    """Recover the schedule of a run.
+
+    Parameters
+    ----------
+    trace : Trace
+        With engine stamps (``scheduled``, ``first_token``, ``last_token``) on one clock, no preemptions.
+    config : EngineConfig
+        Of the engine that ran.
+    step_seconds : callable
+        A rough idea of an iteration's seconds; a datasheet will do.
+    refine : callable
+        Returns a better one, learned from the reconstruction so far.
+    known : array of bool, optional
+        Rows whose stamps may be used. Of the others only arrivals and lengths are, as a simulation would.
+
+    Raises
+    ------
+    InputError
+        If the trace has not the stamps it takes.
+    """
+    puzzle = _Puzzle(trace, config, known)
+    expected = puzzle.first_guess(step_seconds)
+    numbers = puzzle.number(expected, 0.3 + 0.08 * expected)
+    best: Reconstruction | None = None
+    previous: Ints | None = None
+    for _ in range(MOST_ROUNDS):
+        found = puzzle.compose(numbers, step_seconds)
+        if best is None or found.misplaced <= best.misplaced:
+            best = found
+        if previous is not None and np.array_equal(previous, numbers):
+            break
+        previous = numbers
+        step_seconds = refine(found)
+        expected = puzzle.expected_steps(found, step_seconds)
+        numbers = puzzle.number(expected, 0.15 + 0.03 * expected)
+    assert best is not None
+    return best
+
+
+class _Puzzle:
+    """The stamps of a run, the chains they form, and the scheduler that fills the gaps."""
+
+    def __init__(self, trace: Trace, config: EngineConfig, known: npt.NDArray[np.bool_] | None) -> None:
+        self.config = config
+        self.depth = 2 if config.async_scheduling else 1
+        rows, self.requests = replayable(trace, config)
+        names = ("first_token", "last_token", "scheduled", "arrival", "output_tokens", "prompt_tokens")
+        first, last, scheduled, arrival, output, prompt = (trace.column(name)[rows] for name in names)
+        stamped = ~(np.isnan(first) | np.isnan(last) | np.isnan(scheduled))
+        if known is not None:
+            stamped &= known[rows]
+        if stamped.sum() < 2:
+            raise InputError(f"{trace.name} has not the engine stamps (scheduled, first and last token) that it takes")
+        if np.nansum(trace.column("preemptions")[rows]) > 0:
+            raise InputError(f"{trace.name} has preemptions: its schedule cannot be recovered from stamps")
+        self.arrival, self.scheduled = arrival, scheduled
+        self.known = np.flatnonzero(stamped)
+        self.first, self.last = first[stamped], last[stamped]
+        self.output, self.prompt = output[stamped].astype(np.int64), prompt[stamped]
+        ticks, places = np.unique(
+            np.round(np.concatenate([self.first, self.last]) / RESOLUTION).astype(np.int64), return_inverse=True
+        )
+        self.stamps: Floats = ticks * RESOLUTION
+        self.first_place, self.last_place = places[: self.first.size], places[self.first.size :]
+        self.gaps: Floats = np.diff(self.stamps)
+        self.chain, self.offset = self._chains()
+        self.running = np.zeros(self.gaps.size)
+        for begin, end in zip(self.first_place, self.last_place, strict=True):
+            self.running[begin:end] += 1
+        self.quiet = self.running == 0
+
+    def _chains(self) -> tuple[Ints, Ints]:
+        """Chain of each stamp, and its iterations past the chain's origin."""
+        links: list[list[tuple[int, int]]] = [[] for _ in self.stamps]
+        for begin, end, output in zip(self.first_place, self.last_place, self.output, strict=True):
+            links[begin].append((int(end), int(output) - 1))
+            links[end].append((int(begin), 1 - int(output)))
+        chain = np.full(self.stamps.size, -1, dtype=np.int64)
+        offset = np.zeros(self.stamps.size, dtype=np.int64)
+        count = 0
+        for root in range(self.stamps.size):
+            if chain[root] >= 0:
+                continue
+            chain[root] = count
+            todo = [root]
+            while todo:
+                at = todo.pop()
+                for other, steps in links[at]:
+                    if chain[other] < 0:
+                        chain[other] = count
+                        offset[other] = offset[at] + steps
+                        todo.append(other)
+            count += 1
+        return chain, offset
+
+    def first_guess(self, step_seconds: StepSeconds) -> Floats:
+        """Iterations between neighbouring stamps, from the running requests and one scale each for decode and prefill.
+
+        A request's decode lasts ``output - 1`` iterations: over all requests that tells by how much the rough idea is
+        off, once for iterations that only decode and once for what prompts add.
+        """
+        count = self.gaps.size
+        running, context, prompts = self.running, np.zeros(count), np.zeros(count)
+        middle = (self.stamps[:-1] + self.stamps[1:]) / 2
+        for one in range(self.first.size):
+            begin, end = self.first_place[one], self.last_place[one]
+            share = (middle[begin:end] - self.first[one]) / max(self.last[one] - self.first[one], RESOLUTION)
+            context[begin:end] += self.prompt[one] + self.output[one] * share
+            if begin:
+                prompts[begin - 1] += self.prompt[one]
+        decode, prefill = np.zeros(count), np.zeros(count)
+        for place in range(count):
+            decodes = [int(context[place] / running[place])] * int(running[place]) if running[place] else [1]
+            decode[place] = step_seconds(Batch([], decodes))
+            if prompts[place]:
+                mixed = step_seconds(Batch([(int(prompts[place]), 0)], decodes))
+                prefill[place] = max(0.0, mixed - decode[place])
+        rows = []
+        for begin, end, output in zip(self.first_place, self.last_place, self.output, strict=True):
+            if output > 1 and end > begin:
+                inside = slice(begin, end)
+                mean = np.average(decode[inside], weights=self.gaps[inside])
+                took = self.stamps[end] - self.stamps[begin]
+                rows.append(((output - 1) * mean / took, prefill[inside].sum() / took))
+        scales, _ = nnls(np.array(rows or [(1.0, 1.0)]), np.ones(max(len(rows), 1)))
+        per_step = max(scales[0], 1e-3) * decode
+        expected: Floats = np.maximum((self.gaps - scales[1] * prefill) / per_step, 0.6)
+        # Between two busy periods the time says nothing; the next prompt's chunks are what was computed.
+        expected[self.quiet] = np.maximum(np.ceil(prompts[self.quiet] / self.config.token_budget), 1)
+        return expected
+
+    def number(self, expected: Floats, deviation: Floats) -> Ints:
+        """Number the stamps' iterations: whole numbers, rising, closest to the expected steps between neighbours."""
+        count = self.gaps.size
+        pairs = np.arange(count)
+        matrix = csr_matrix(
+            (
+                np.concatenate([1 / deviation, -1 / deviation]),
+                (np.concatenate([pairs, pairs]), np.concatenate([self.chain[1:], self.chain[:-1]])),
+            ),
+            shape=(count, int(self.chain.max()) + 1),
+        )
+        steps = np.diff(self.offset)
+        real = lsqr(matrix, (expected - steps) / deviation, atol=1e-12, btol=1e-12, iter_lim=5000)[0]
+        shift = np.round(real - real[self.chain[0]]).astype(np.int64)
+        return self._settled(shift, expected, deviation)
+
+    def _settled(self, shift: Ints, expected: Floats, deviation: Floats) -> Ints:
+        """Move single chains by an iteration or two while that lowers the cost."""
+        chain, steps = self.chain, np.diff(self.offset)
+        touching = [np.flatnonzero((chain[1:] == one) ^ (chain[:-1] == one)) for one in range(shift.size)]
+
+        def cost(some: Ints) -> float:
+            between = steps[some] + shift[chain[1:][some]] - shift[chain[:-1][some]]
+            off = np.abs(between - expected[some]) / deviation[some]
+            return float(np.where(off < 2, off * off, 4 * off - 4).sum() + CROWDED * np.maximum(0, 1 - between).sum())
+
+        for _ in range(30):
+            moved = False
+            for one, some in enumerate(touching):
+                here = cost(some)
+                for by in (1, -1, 2, -2):
+                    shift[one] += by
+                    if cost(some) < here - 1e-9:
+                        moved = True
+                        break
+                    shift[one] -= by
+            if not moved:
+                break
+        numbers: Ints = self.offset + shift[chain]
+        numbers = numbers - numbers[0]
+        return numbers
+
+    def expected_steps(self, found: Reconstruction, step_seconds: StepSeconds) -> Floats:
+        """Iterations between neighbours, given their batches: those there, and what the time left over makes."""
+        expected = np.empty(self.gaps.size)
+        for place, seconds in enumerate(self.gaps):
+            begin, end = found.numbers[place], found.numbers[place + 1]
+            inside = found.batches[begin + 1 - found.first : end + 1 - found.first]
+            times = [step_seconds(batch) for batch in inside if batch is not None]
+            if self.quiet[place] or not times:
+                expected[place] = max(len(times), 1)
+            else:
+                expected[place] = max(end - begin + (seconds - sum(times)) / min(times), 0.6)
+        return expected
+
+    def compose(self, numbers: Ints, step_seconds: StepSeconds) -> Reconstruction:
+        """Drive the scheduler through the numbered iterations."""
+        numbers = np.maximum.accumulate(numbers)
+        admitted = self._admissions(numbers, step_seconds)
+        target = numbers[self.first_place]
+        found, placed = self._drive(numbers, admitted)
+        for _ in range(REPAIRS):
+            off = placed[self.known] - target
+            if not off.any():
+                break
+            # Admitted an iteration or so too early or too late: the stamp of the schedule call lies at a boundary.
+            admitted[self.known] -= np.sign(off) * (np.abs(off) < 50)
+            again, placed_again = self._drive(numbers, admitted)
+            if np.count_nonzero(placed_again[self.known] - target) >= np.count_nonzero(off):
+                break
+            found, placed = again, placed_again
+        misplaced = int(np.count_nonzero(placed[self.known] - target))
+        return Reconstruction(self.stamps, numbers, found[0], found[1], misplaced, self.quiet)
+
+    def _admissions(self, numbers: Ints, step_seconds: StepSeconds) -> Ints:
+        """Iteration that each request is admitted into at the earliest.
+
+        A schedule call happens when an iteration ends, for the iteration ``depth`` later. Requests whose stamps are
+        known are admitted by the call that stamped them, others as soon as they have arrived.
+        """
+        when = self.arrival.copy()
+        when[self.known] = self.scheduled[self.known]
+        place = np.clip(np.searchsorted(self.stamps, when + RESOLUTION, side="right") - 1, -1, self.gaps.size - 1)
+        steps = np.diff(numbers)
+        share = (when - self.stamps[place]) / self.gaps[place]
+        exact = numbers[place] + share * steps[place]
+        known = np.zeros(when.size, dtype=bool)
+        known[self.known] = True
+        # The call's stamp follows the end it belongs to closely; an arrival waits for the next end.
+        ended = np.where(known, np.round(exact), np.ceil(exact)).astype(np.int64)
+        admitted = np.where(place < 0, 0, ended + self.depth)
+        admitted[self.known] = np.minimum(admitted[self.known], numbers[self.first_place])
+        if self.config.scheduling_policy == "fcfs":
+            # Whoever came later is not served earlier.
+            by_arrival = np.argsort(self.arrival, kind="stable")
+            queued = np.maximum.accumulate(admitted[by_arrival])
+            admitted[by_arrival] = np.where(known[by_arrival], admitted[by_arrival], queued)
+        return admitted.astype(np.int64)
+
+    def _drive(self, numbers: Ints, admitted: Ints) -> tuple[tuple[int, list[Batch | None]], Ints]:
+        """Schedule every iteration; return the batches and the iteration of each request's first token."""
+        config = self.config
+        scheduler = Scheduler(config)
+        served = [
+            ServedRequest.enter(request, place, config.max_model_len) for place, request in enumerate(self.requests)
+        ]
+        order = deque(sorted(served, key=lambda one: (admitted[one.index], one.arrival, one.index)))
+        first, end = int(min(admitted.min(), numbers[0])), int(numbers[-1])
+        placed = np.full(len(served), np.iinfo(np.int64).max // 2, dtype=np.int64)
+        batches: list[Batch | None] = []
+        in_flight: deque[Step] = deque()
+        for number in range(first, end + 1):
+            if len(in_flight) == self.depth:
+                scheduler.update(in_flight.popleft(), number)
+            while order and admitted[order[0].index] <= number:
+                scheduler.add(order.popleft())
+            step = scheduler.schedule(number)
+            in_flight.append(step)
+            batches.append(step.batch() if step.items else None)
+            for item in step.items:
+                begins = item.num_computed_tokens + item.num_scheduled_tokens == item.served.num_prompt_tokens
+                if item.samples and begins:
+                    placed[item.served.index] = number
+        return (first, batches), placed
+
+
+def spans_of_recording(trace: Trace) -> list[tuple[list[Batch], float]]:
+    """Recorded iterations as spans: each batch with the seconds until the next one began, where that followed at once.
+
+    Raises
+    ------
+    InputError
+        If the trace has no recorded iterations.
+    """
+    if trace.iterations is None:
+        raise InputError(f"{trace.name} has no recorded iterations")
+    idle = 1e-3
+    rows = trace.iterations.to_pylist()
+    spans = []
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        end = row["start"] + row["duration"]
+        until = following["start"] if following and 0 <= following["start"] - end < idle else end
+        parts = list(zip(row["scheduled"], row["computed"], strict=True))
+        prefills = [(count, context) for count, context in parts if count > 1]
+        spans.append(([Batch(prefills, [context for count, context in parts if count == 1])], until - row["start"]))
+    return spans

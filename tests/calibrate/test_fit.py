@@ -1,0 +1,222 @@
+"""Reconstructing schedules from stamps, and fitting coefficients to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from calibrate.fit import LINEAR_UNITS, ProfileFit, with_coefficients
+from calibrate.holdout import hold_out, mean_errors, parts, score
+from calibrate.reconstruction import reconstruct
+from profiles.deployment import Facts, resolve
+from profiles.errors import InputError
+from profiles.profile import load_profile
+from replay.run import replay
+from replay.trace import Trace, requests_table
+
+TRUTH = {
+    "step": 4e-3,
+    "sequence": 2e-5,
+    "token": 4e-5,
+    "prefill_step": 2e-3,
+    "prefill_attention": 1e-8,
+    "decode_attention": 2e-7,
+}
+ARGUMENTS = {
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 512,
+    "max_model_len": 4096,
+    "num_gpu_blocks": 4000,
+    "block_size": 16,
+}
+
+
+def deployment(**changes):
+    facts = Facts(model="llama-3.2-1b", version="0.19.0", arguments=ARGUMENTS | changes)
+    return resolve(load_profile("linear"), facts)
+
+
+def true_deployment(base):
+    from calibrate.fit import FittedCoefficient
+
+    values = [
+        FittedCoefficient(name, seconds / LINEAR_UNITS[name], (0.0, 0.0), 0.0, True) for name, seconds in TRUTH.items()
+    ]
+    return with_coefficients(base, values)
+
+
+def run(seed=1, count=120, rate=6.0, asynchronous=True, noise=0.0):
+    """A trace that the simulator made from known coefficients; with noise, step times vary."""
+    random = np.random.default_rng(seed)
+    arrival = np.cumsum(random.exponential(1 / rate, count))
+    workload = Trace(
+        requests_table(
+            {
+                "id": [f"r{place}" for place in range(count)],
+                "status": ["ok"] * count,
+                "arrival": arrival - arrival[0],
+                "prompt_tokens": random.integers(20, 900, count),
+                "output_tokens": random.integers(5, 120, count),
+            },
+            count,
+        ),
+        {"name": f"synthetic-{seed}", "warmed_up": True, "clock": {"kind": "run"}},
+    )
+    base = deployment(async_scheduling=asynchronous)
+    truth = true_deployment(base)
+    if noise:
+        plain = truth.accelerator
+
+        class Noisy:
+            components = plain.components
+            coefficients = plain.coefficients
+            host = plain.host
+
+            def step(self, batch):
+                factor = float(np.exp(random.normal(0, noise)))
+                return tuple(factor * part for part in plain.step(batch))
+
+        truth = replace(truth, accelerator=Noisy())
+    predicted = replay(workload, truth, record_iterations=True).predicted
+    measured = replace(predicted, iterations=None, _columns={}).with_meta(name=workload.name)
+    return measured, predicted.iterations, base
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_schedule_is_recovered_from_the_stamps_alone(asynchronous):
+    trace, iterations, base = run(asynchronous=asynchronous, rate=15.0)
+    # The very batches that the engine computed, from the first stamp to the last.
+    space = true_deployment(base).accelerator
+    found = reconstruct(
+        trace, base.config, lambda batch: sum(space.step(batch)), lambda _: lambda b: sum(space.step(b))
+    )
+    ends = np.round((iterations["start"].to_numpy() + iterations["duration"].to_numpy()) * 1e6).astype(int)
+    stamps = np.round(found.stamps * 1e6).astype(int)
+    place = np.searchsorted(ends, stamps)
+    assert np.array_equal(ends[place], stamps)
+    right = np.diff(found.numbers) == np.diff(place)
+    assert right.mean() > 0.97
+    tokens = [sum(row) for row in iterations["scheduled"].to_pylist()]
+    same = 0
+    for gap in np.flatnonzero(right & ~found.quiet):
+        inside = found.batches[found.numbers[gap] + 1 - found.first : found.numbers[gap + 1] + 1 - found.first]
+        same += [batch.num_tokens for batch in inside if batch] == tokens[place[gap] + 1 : place[gap + 1] + 1]
+    assert same > 0.97 * (right & ~found.quiet).sum()
+
+
+def test_known_coefficients_are_found_from_a_start_without_physics():
+    trace, _, base = run()
+    fit = ProfileFit().fit([(trace, base, None)])
+    values = {one.name: one.value * LINEAR_UNITS[one.name] for one in fit.coefficients_}
+    for name in ("step", "token", "decode_attention", "prefill_step"):
+        assert values[name] == pytest.approx(TRUTH[name], rel=0.02)
+    errors = mean_errors(score([(trace, base)], fit, [np.ones(len(trace), dtype=bool)]))
+    assert all(errors[metric]["mape"] < 0.005 for metric in ("ttft", "tpot", "e2e"))
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    inside = total = 0
+    for seed in range(12):
+        trace, _, base = run(seed=seed, count=60, noise=0.05)
+        for one in ProfileFit().fit([(trace, base, None)]).coefficients_:
+            truth = TRUTH[one.name] / LINEAR_UNITS[one.name]
+            inside += one.ci95[0] <= truth <= one.ci95[1]
+            total += 1
+    # 72 intervals of 95 %: fewer than 62 covered is less likely than 1 in 1,000.
+    assert inside >= 62, f"{inside} of {total}"
+
+
+def test_what_the_data_cannot_tell_is_named():
+    # One request at a time: a step always holds one sequence and one token more or less.
+    trace, _, base = run(count=40, rate=0.05)
+    fit = ProfileFit().fit([(trace, base, None)])
+    named = {one for pair in fit.correlated_ for one in pair[:2]} | {
+        one.name for one in fit.coefficients_ if not one.identified
+    }
+    assert {"step", "sequence"} & named
+    assert fit.sentences_
+
+
+def test_held_out_requests_take_no_part_in_the_fit():
+    trace, _, base = run(count=100)
+    [part] = parts("time:0.5", [trace])
+    known = part.fitted[0]
+    spoilt = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
+    for name in ("queued", "scheduled", "first_token", "last_token"):
+        spoilt[name] = np.where(known, trace.column(name), trace.column(name) + 7.0)
+    other = replace(trace, requests=requests_table(spoilt, len(trace)), _columns={})
+    fits = [ProfileFit().fit([(one, base, known)]).coefficients_ for one in (trace, other)]
+    assert fits[0] == fits[1]
+
+
+def test_a_fit_of_the_first_half_predicts_the_second():
+    trace, _, base = run(count=160, noise=0.03)
+    [(fit, comparisons)] = hold_out([(trace, base)], "time:0.5", None)
+    assert fit.misplaced_ <= 1
+    assert comparisons[0].coverage["excluded"]["training"] == 80
+    assert mean_errors(comparisons)["e2e"]["mape"] < 0.02
+
+
+def test_schemes_split_by_time_and_by_trace():
+    first, _, _ = run(seed=1, count=20)
+    second, _, _ = run(seed=2, count=20)
+    folds = parts("kfold-time:4", [first])
+    assert sum(part.scored[0].astype(int) for part in folds).tolist() == [1] * 20
+    for part in folds:
+        assert not (part.fitted[0] & part.scored[0]).any()
+    [part] = parts("trace:synthetic-2", [first, second])
+    assert part.fitted[1] is None
+    assert part.scored[0] is None
+    for wrong in ("time:2", "time:x", "kfold-time:1", "random:3", "trace:nobody", ""):
+        with pytest.raises(InputError, match="expected"):
+            parts(wrong, [first, second])
+
+
+def test_engine_arguments_that_contradict_the_stamps_are_refused():
+    trace, _, _ = run(count=120, rate=12.0)
+    with pytest.raises(InputError, match="check the engine arguments"):
+        ProfileFit().fit([(trace, deployment(max_num_seqs=4, max_num_batched_tokens=64), None)])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_little_data_is_refused(count):
+    trace, _, base = run(count=count)
+    with pytest.raises(InputError):
+        ProfileFit().fit([(trace, base, None)])
+
+
+def test_a_trace_with_preemptions_is_refused_with_the_reason():
+    trace, _, base = run(count=30)
+    columns = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
+    columns["preemptions"] = [1] * 30
+    with pytest.raises(InputError, match="has preemptions"):
+        ProfileFit().fit([(replace(trace, requests=requests_table(columns, 30), _columns={}), base, None)])
+
+
+def test_the_command_writes_a_profile_that_reports_use(tmp_path):
+    def servecal(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "calibrate.cli.main", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    fitted = servecal("fit", "vllm-cpu-shared-prefix-2", "--base", "linear", "-o", "cpu.yaml", "--format", "json")
+    assert fitted.returncode == 0, fitted.stderr
+    document = json.loads(fitted.stdout)
+    assert document["schema"] == "servecal.fit/1"
+    profile = yaml.safe_load((tmp_path / "cpu.yaml").read_text())
+    assert profile["coefficients"]["step"]["value"] == pytest.approx(
+        document["coefficients"]["step"]["value"], rel=1e-5
+    )
+    report = servecal("report", "vllm-cpu-shared-prefix", "--profile", "cpu.yaml", "--format", "json")
+    assert report.returncode == 0, report.stderr
+    # Another run of the same engine; two real runs of it differ by 11 %.
+    assert json.loads(report.stdout)["metrics"]["e2e"]["mape"] < 0.11
+    wrong = servecal("fit", "vllm-cpu-shared-prefix-2", "--base", "linear", "--holdout", "half", "-o", "no.yaml")
+    assert wrong.returncode == 2
+    assert not (tmp_path / "no.yaml").exists()
