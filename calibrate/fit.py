@@ -181,11 +181,14 @@ class ProfileFit:
         self.strength_ = self.strength if self.strength is not None else _best_strength(space, equations)
         values, weights, noise = _solve(space, equations, self.strength_)
         scaled = equations.features * space.spread * weights[:, None] / noise
-        information = scaled.T @ scaled
+        # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
+        inside = weights >= _base_weights(equations) * (1 - 1e-9)
+        information = scaled[inside].T @ scaled[inside]
         precision = information + self.strength_ * np.eye(len(space.names))
         covariance = np.linalg.inv(precision)
+        residual = (equations.features @ values - equations.seconds) * weights / noise
         deviation = np.sqrt(np.diag(covariance)) * space.spread
-        bound = 1.96 * deviation * _inflation(equations, values, weights)
+        bound = 1.96 * _deviations(scaled, residual, covariance) * space.spread
         prior_deviation = space.spread / np.sqrt(self.strength_)
         self.coefficients_ = [
             FittedCoefficient(
@@ -275,7 +278,7 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
     The noise of a span grows with the root of its length (independent iterations). Residuals beyond two median ones
     count by their size and no longer by its square (Huber).
     """
-    base = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
+    base = _base_weights(equations)
     values = space.prior.copy()
     weights, noise = base, 1.0
     for _ in range(15):
@@ -299,6 +302,11 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
     return values, weights, noise
 
 
+def _base_weights(equations: Equations) -> Floats:
+    weights: Floats = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
+    return weights
+
+
 def _best_strength(space: _Space, equations: Equations) -> float:
     """The prior's weight under which blocks of time predict each other best; only training equations are seen."""
     folds = np.array_split(np.arange(len(equations)), FOLDS)
@@ -316,14 +324,20 @@ def _best_strength(space: _Space, equations: Equations) -> float:
     return next(strength for strength, score in zip(STRENGTHS, scores, strict=True) if score <= 1.02 * best)
 
 
-def _inflation(equations: Equations, values: Floats, weights: Floats) -> float:
-    """How much wider intervals are because neighbouring residuals are alike; at least 1."""
-    residual = (equations.features @ values - equations.seconds) * weights
-    width = max(2, round(len(equations) ** 0.5))
-    blocks = np.array_split(residual, max(len(equations) // width, 2))
-    between = np.mean([block.sum() ** 2 / block.size for block in blocks])
-    within = float(np.mean(residual**2))
-    return float(np.sqrt(max(1.0, between / within))) if within > 0 else 1.0
+def _deviations(scaled: Floats, residual: Floats, covariance: Floats) -> Floats:
+    """Standard deviations that hold also where the noise grows with a span, or neighbours share theirs.
+
+    The largest of three: equal and independent noise; each equation's own (White); neighbours' together, in blocks of
+    sqrt(n) (cluster-robust). ``scaled`` and ``residual`` are in units of the noise.
+    """
+    found = [np.diag(covariance)]
+    for width in (1, max(2, round(len(residual) ** 0.5))):
+        edges = np.arange(0, len(residual), width)
+        pushes = np.add.reduceat(scaled * residual[:, None], edges, axis=0)
+        small = len(edges) / max(len(edges) - 1, 1)
+        found.append(np.diag(covariance @ (small * pushes.T @ pushes) @ covariance))
+    deviations: Floats = np.sqrt(np.max(found, axis=0))
+    return deviations
 
 
 def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:

@@ -104,20 +104,21 @@ def reconstruct(
     puzzle = _Puzzle(trace, config, known)
     expected = puzzle.first_guess(step_seconds)
     numbers = puzzle.number(expected, 0.3 + 0.08 * expected)
-    best: Reconstruction | None = None
+    best: tuple[tuple[int, float], Reconstruction] | None = None
     previous: Ints | None = None
     for _ in range(MOST_ROUNDS):
         found = puzzle.compose(numbers, step_seconds)
-        if best is None or found.misplaced <= best.misplaced:
-            best = found
         if previous is not None and np.array_equal(previous, numbers):
             break
         previous = numbers
         step_seconds = refine(found)
+        badness = found.misplaced, puzzle.seconds_missed(found, step_seconds)
+        if best is None or badness < best[0]:
+            best = badness, found
         expected = puzzle.expected_steps(found, step_seconds)
         numbers = puzzle.number(expected, 0.15 + 0.03 * expected)
     assert best is not None
-    return best
+    return best[1]
 
 
 class _Puzzle:
@@ -253,6 +254,13 @@ class _Puzzle:
         numbers: Ints = self.offset + shift[chain]
         numbers = numbers - numbers[0]
         return numbers
+
+    def seconds_missed(self, found: Reconstruction, step_seconds: StepSeconds) -> float:
+        """Sum over the gaps of the time by which their batches miss what was measured."""
+        missed = 0.0
+        for batches, seconds in found.spans():
+            missed += abs(sum(step_seconds(batch) for batch in batches) - seconds)
+        return missed
 
     def expected_steps(self, found: Reconstruction, step_seconds: StepSeconds) -> Floats:
         """Iterations between neighbours, given their batches: those there, and what the time left over makes."""

@@ -59,9 +59,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(INPUT_WRONG)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # So click ends, with 1, where the reader of our output went away, as `head` does. That is no failed gate.
         sys.exit(0)
     except Exception as error:
         sys.exit(_explain(error))
