@@ -236,7 +236,7 @@ class _Gauges:
         if measured is None:
             return None
         times: Floats = measured.column("time").to_numpy()
-        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 5)
+        rows = np.array(self._rows or [(0, 0, 0, 0, self._usable)], dtype=np.float64).reshape(-1, 5)
         place = np.searchsorted(rows[:, 0] / NS, times, side="right") - 1
         known = np.maximum(place, 0)
         busy = (place >= 0) & (times <= rows[known, 1] / NS)

@@ -265,7 +265,8 @@ class _Run:
             self._wait_for_an_event(step)
             return
         self.clock = max(self.clock, end)
-        self._drop_aborted()
+        if self.scheduler.config.semantics.aborts_before_update:
+            self._drop_aborted()
         ended = self.scheduler.update(step, self.clock)
         self.result.end = self.clock
         if ended and self.progress is not None:

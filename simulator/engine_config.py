@@ -16,6 +16,8 @@ NEWEST_VERSION = (0, 32)
 """The vLLM version whose schedules the simulator is checked against, and the one assumed when none is named."""
 
 GIB = 2**30
+MOST_BLOCKS = 10**7
+"""KV blocks that one simulated engine may have: 160 million tokens at 16 a block."""
 
 
 def parse_version(text: str) -> tuple[int, int]:
@@ -37,7 +39,7 @@ class Semantics:
     """Where vLLM's versions schedule differently. Each field names the first version that behaves so."""
 
     async_scheduling_default: bool
-    """0.16: the engine loop is asynchronous unless something forbids it."""
+    """0.14: the engine loop is asynchronous unless something forbids it."""
     reserve_full_isl: bool
     """0.19: ``scheduler_reserve_full_isl`` exists, and is on by default."""
     watermark: bool
@@ -45,17 +47,32 @@ class Semantics:
     unhashed_blocks_first: bool
     """0.24: freed blocks that carry no hash are reused first instead of joining the LRU tail."""
     lone_request_ignores_threshold: bool
-    """0.32: ``long_prefill_token_threshold`` does not apply to the only request there is."""
+    """0.31: ``long_prefill_token_threshold`` does not apply to the only request there is."""
+    capped_requests_skip_the_last_step: bool
+    """0.11: an asynchronous request whose last token is in flight is not scheduled again."""
+    victims_leave_the_step: bool
+    """0.11: a request preempted in the step that has scheduled it already is taken out of it."""
+    victims_above_move_the_place: bool
+    """0.28: any victim further up the list moves the current request up, not only one scheduled in this step."""
+    passes_over_prompts_beyond_the_budget: bool
+    """Up to 0.11, without chunked prefill: a prompt beyond the budget is passed over, and keeps no order."""
+    aborts_before_update: bool
+    """0.13: aborts that came during a step take effect before its output is taken in."""
 
     @classmethod
     def of(cls, version: tuple[int, int]) -> Semantics:
         """Behaviour of a vLLM version."""
         return cls(
-            async_scheduling_default=version >= (0, 16),
+            async_scheduling_default=version >= (0, 14),
             reserve_full_isl=version >= (0, 19),
             watermark=version >= (0, 24),
             unhashed_blocks_first=version >= (0, 24),
-            lone_request_ignores_threshold=version >= (0, 32),
+            lone_request_ignores_threshold=version >= (0, 31),
+            capped_requests_skip_the_last_step=version >= (0, 11),
+            victims_leave_the_step=version >= (0, 11),
+            victims_above_move_the_place=version >= (0, 28),
+            passes_over_prompts_beyond_the_budget=version < (0, 12),
+            aborts_before_update=version >= (0, 13),
         )
 
 
@@ -123,6 +140,8 @@ class EngineConfig:
             raise SimulationError(
                 f"engine.num_gpu_blocks={self.num_gpu_blocks}: expected at least 2 (one is vLLM's null block)"
             )
+        if self.num_gpu_blocks > MOST_BLOCKS:
+            raise SimulationError(f"engine.num_gpu_blocks={self.num_gpu_blocks}: expected at most {MOST_BLOCKS}")
         if not 0 <= self.watermark < 1:
             raise SimulationError(f"engine.watermark={self.watermark}: expected a fraction from 0 to below 1")
         if self.scheduling_policy not in ("fcfs", "priority"):
@@ -241,7 +260,7 @@ def resolve_engine_config(
         "max_model_len": max_model_len,
         "max_num_batched_tokens": budget,
         "max_num_seqs": min(seqs, given.get("max_num_batched_tokens", budget)),
-        "gpu_memory_utilization": 0.92 if release >= (0, 24) else 0.9,
+        "gpu_memory_utilization": 0.92 if release >= (0, 20) else 0.9,
         "async_scheduling": semantics.async_scheduling_default,
         "scheduler_reserve_full_isl": semantics.reserve_full_isl,
     }

@@ -145,12 +145,10 @@ class Scheduler:
                 continue
             end = served.num_computed_tokens + num_new_tokens
             while end > served.block_event and not self.kv_cache.allocate(served, num_new_tokens):
-                victim = self._preempt(step)
+                victim, moves_up = self._preempt(step, place)
                 if victim is served:
                     return
-                # A victim further up the list moves this request one place up.
-                if place >= len(self.running) or self.running[place] is not served:
-                    place -= 1
+                place -= moves_up
             step.add(served, num_new_tokens)
             place += 1
 
@@ -159,19 +157,26 @@ class Scheduler:
         computed = served.num_computed_tokens
         placeholders = served.num_output_placeholders
         last_token_in_flight = computed + 2 - placeholders >= served.max_total_tokens
-        if placeholders and last_token_in_flight:
+        if placeholders and last_token_in_flight and self.config.semantics.capped_requests_skip_the_last_step:
             return 0
         num_new_tokens = served.num_tokens + placeholders - computed
         if 0 < threshold < num_new_tokens:
             num_new_tokens = threshold
         return min(num_new_tokens, budget, self.config.max_model_len - computed - 1)
 
-    def _preempt(self, step: Step) -> ServedRequest:
-        """Send the least important running request back to the queue; its KV is to be recomputed."""
+    def _preempt(self, step: Step, place: int) -> tuple[ServedRequest, bool]:
+        """Send the least important running request back to the queue; its KV is to be recomputed.
+
+        Also return whether the request at ``place`` counts as moved one place up the list.
+        """
+        semantics = self.config.semantics
+        moves_up = False
         if self._by_priority:
             victim = max(self.running, key=lambda served: (served.request.priority, served.arrival))
+            above = self.running.index(victim) < place
             self.running.remove(victim)
-            step.remove(victim)
+            was_scheduled = semantics.victims_leave_the_step and step.remove(victim)
+            moves_up = above if semantics.victims_above_move_the_place else was_scheduled
         else:
             victim = self.running.pop()
         self.kv_cache.free(victim)
@@ -182,7 +187,7 @@ class Scheduler:
         victim.num_preemptions += 1
         self.waiting.put_back(victim)
         step.preempted.append(victim)
-        return victim
+        return victim, moves_up
 
     def _admit_waiting(self, step: Step, threshold: int, now: int) -> None:
         """Phase 2: admit in the queue's order, until one does not fit. None is passed over for a smaller one."""
@@ -201,7 +206,10 @@ class Scheduler:
                 num_new_tokens = threshold
             if num_new_tokens > step.budget:
                 if not config.enable_chunked_prefill:
-                    break
+                    if not config.semantics.passes_over_prompts_beyond_the_budget:
+                        break
+                    set_aside.append(self.waiting.take())
+                    continue
                 num_new_tokens = step.budget
             if not self.kv_cache.allocate(
                 served,
@@ -219,7 +227,7 @@ class Scheduler:
                 served.scheduled = now
                 served.num_cached_tokens = num_cached_tokens
             step.add(served, num_new_tokens)
-        for served in reversed(set_aside):
+        for served in set_aside if config.semantics.passes_over_prompts_beyond_the_budget else reversed(set_aside):
             self.waiting.put_back(served)
 
     def _count_as_computed(self, step: Step) -> None:

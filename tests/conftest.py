@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,14 +59,19 @@ class Finished:
             assert part in lines[0], f"{part!r} is not in {lines[0]!r}"
 
 
+def _surroundings(folder: Path, environment: dict[str, object]) -> dict[str, str]:
+    """An empty trace cache, no network, and what a test adds."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
+    added = {name: str(value) for name, value in environment.items()}
+    return {"SERVECAL_TRACES": str(folder / "cache"), **proxies, **added}
+
+
 @pytest.fixture
 def servecal(tmp_path: Path) -> Callable[..., Finished]:
     """Run ``servecal`` in ``tmp_path`` as a process of its own, with an empty trace cache and no network."""
 
     def run(*arguments: object, **environment: object) -> Finished:
-        env = {**os.environ, "SERVECAL_TRACES": str(tmp_path / "cache"), "PYTHONWARNINGS": "error"}
-        env |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
-        env |= {name: str(value) for name, value in environment.items()}
+        env = {**os.environ, "PYTHONWARNINGS": "error", **_surroundings(tmp_path, environment)}
         process = subprocess.run(
             [sys.executable, "-m", "calibrate.cli.main", *map(str, arguments)],
             cwd=tmp_path,
@@ -73,6 +81,27 @@ def servecal(tmp_path: Path) -> Callable[..., Finished]:
             timeout=60,
         )
         return Finished(process.returncode, process.stdout, process.stderr)
+
+    return run
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
+    """The same without the process: for many calls of which only the outcome matters."""
+    from calibrate.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, **environment: object) -> Finished:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for name, value in _surroundings(tmp_path, environment).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["servecal", *map(str, arguments)])
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                main()
+        return Finished(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
     return run
 

@@ -6,7 +6,7 @@ from simulator.engine_config import Semantics, default_batch_limits, parse_versi
 from simulator.errors import SimulationError
 
 SWITCHES = (
-    ("async_scheduling_default", (0, 16)),
+    ("async_scheduling_default", (0, 14)),
     ("reserve_full_isl", (0, 19)),
     ("watermark", (0, 24)),
     ("unhashed_blocks_first", (0, 24)),
@@ -14,7 +14,7 @@ SWITCHES = (
 )
 
 
-@pytest.mark.parametrize("minor", [10, 12, 16, 19, 24, 28, 32])
+@pytest.mark.parametrize("minor", [10, 12, 13, 14, 16, 19, 20, 24, 28, 30, 31, 32])
 def test_each_behaviour_begins_with_its_version(minor):
     semantics = Semantics.of((0, minor))
     assert {name: getattr(semantics, name) for name, _ in SWITCHES} == {

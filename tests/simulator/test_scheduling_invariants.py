@@ -139,8 +139,10 @@ def test_tokens_scheduled_are_the_tokens_computed(workload):
     config, requests = workload
     watch = Watch(config)
     simulation = Engine(config, UnevenSteps()).run(requests, observe=watch)
+    # Asynchronous engines before 0.11 schedule a request once more while its last token is in flight.
+    wasteful = config.async_scheduling and not config.semantics.capped_requests_skip_the_last_step
     for one in simulation.served:
-        if one.status is Status.FINISHED and not one.num_preemptions:
+        if one.status is Status.FINISHED and not one.num_preemptions and not wasteful:
             # The last token is sampled, never computed.
             assert watch.scheduled[one.request.id] == one.num_tokens - 1 - one.num_cached_tokens
 

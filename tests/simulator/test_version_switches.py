@@ -29,10 +29,10 @@ def first_chunk(config: EngineConfig) -> int:
     return chunks[0]
 
 
-def test_a_lone_long_prompt_ignores_the_threshold_from_0_32_on():
+def test_a_lone_long_prompt_ignores_the_threshold_from_0_31_on():
     config = replace(BASE, long_prefill_token_threshold=32)
-    assert first_chunk(replace(config, version=(0, 28))) == 32
-    assert first_chunk(replace(config, version=(0, 32))) == 100
+    assert first_chunk(replace(config, version=(0, 30))) == 32
+    assert first_chunk(replace(config, version=(0, 31))) == 100
 
 
 def test_defaults_follow_the_version():

@@ -12,7 +12,7 @@ from simulator.batch import Batch
 from simulator.errors import SimulationError
 
 BATCH = Batch([(100, 50)], [300, 400])
-HOST = HostOverhead(per_step=5e-4, per_sequence=1e-5)
+HOST = HostOverhead(per_step=5e-4, per_sequence=1e-5, per_prefill_step=0.02, per_prefill_token=1e-6)
 DEVICE = Linear(dict.fromkeys(Linear.components, 1e-06))
 NAMES = (*Linear.components, "host_step", "host_sequence", "host_prefill_step", "host_prefill_token")
 
@@ -21,7 +21,7 @@ def test_host_time_stands_beside_the_devices_components():
     model = WithHost(DEVICE, HOST)
 
     assert model.components == NAMES
-    assert tuple(model.step(BATCH)) == (*DEVICE.step(BATCH), 5e-4, 3 * 1e-5)
+    assert tuple(model.step(BATCH)) == (*DEVICE.step(BATCH), 5e-4, 3 * 1e-5, 0.02, 100 * 1e-6)
     assert isinstance(model, AcceleratorModel)
 
 
