@@ -10,11 +10,15 @@ SWITCHES = (
     ("reserve_full_isl", (0, 19)),
     ("watermark", (0, 24)),
     ("unhashed_blocks_first", (0, 24)),
-    ("lone_request_ignores_threshold", (0, 32)),
+    ("lone_request_ignores_threshold", (0, 31)),
+    ("capped_requests_skip_the_last_step", (0, 11)),
+    ("victims_leave_the_step", (0, 11)),
+    ("victims_above_move_the_place", (0, 28)),
+    ("aborts_before_update", (0, 13)),
 )
 
 
-@pytest.mark.parametrize("minor", [10, 12, 13, 14, 16, 19, 20, 24, 28, 30, 31, 32])
+@pytest.mark.parametrize("minor", [10, 11, 12, 13, 14, 16, 19, 20, 24, 28, 30, 31, 32])
 def test_each_behaviour_begins_with_its_version(minor):
     semantics = Semantics.of((0, minor))
     assert {name: getattr(semantics, name) for name, _ in SWITCHES} == {
