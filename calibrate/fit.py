@@ -29,11 +29,16 @@ from simulator.batch import Batch
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.bool_]
 
-HOST_UNITS = {"host_step": 1e-3, "host_sequence": 1e-5, "host_prefill_step": 1e-2, "host_prefill_token": 1e-5}
-"""Seconds of one unit of each host term: a coefficient of 1 is a plausible size."""
-HOST_TERMS = dict(
-    zip(HOST_COMPONENTS, ("per_step", "per_sequence", "per_prefill_step", "per_prefill_token"), strict=True)
-)
+HOST_UNITS = {
+    "host_step": 1e-3,
+    "host_sequence": 1e-5,
+    "host_prefill_step": 1e-2,
+    "host_prefill_token": 1e-5,
+    "graph_padding": 1e-4,
+    "beyond_graphs": 1e-2,
+    "longest_context": 1e-6,
+}
+"""Seconds of one unit of each term beside the device: a coefficient of 1 is a plausible size."""
 LINEAR_UNITS = {
     "step": 5e-3,
     "sequence": 1e-4,
@@ -240,7 +245,9 @@ class _Space:
         self.names = (*device.components, *HOST_COMPONENTS)
         host = deployment.accelerator.host
         factors = [own[name] for name in device.components]
-        terms = [own[name] * getattr(host, HOST_TERMS[name]) / HOST_UNITS[name] for name in HOST_COMPONENTS]
+        terms = [own[name] * getattr(host, term) / HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()]
+        units = {term: HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()}
+        self.host = HostOverhead(**units, capture_sizes=host.capture_sizes)
         self.prior = np.array([*factors, *terms])
         self.least = np.zeros(len(self.names))
         if getattr(device, "bounds_from_below", False):
@@ -259,8 +266,7 @@ class _Space:
         parts = self.device.step(batch)
         if self.linear:
             return np.array(parts)
-        host = (1.0, batch.num_seqs, 1.0 if batch.prefills else 0.0, batch.num_prefill_tokens)
-        return np.array([*parts, *(count * unit for count, unit in zip(host, HOST_UNITS.values(), strict=True))])
+        return np.array([*parts, *self.host.seconds(batch)])
 
     def equations(self, spans: Sequence[tuple[list[Batch], float]]) -> Equations:
         """One equation a span."""
@@ -376,6 +382,7 @@ def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoeff
         seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
         accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
     else:
-        host = HostOverhead(**{HOST_TERMS[name]: unit for name, unit in HOST_UNITS.items() if name in values})
+        units = {HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()}
+        host = HostOverhead(**units, capture_sizes=deployment.accelerator.host.capture_sizes)
         accelerator = WithHost(deployment.accelerator.device, host, values)
     return replace(deployment, accelerator=accelerator)

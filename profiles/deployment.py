@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from profiles.errors import InputError, found
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
 from profiles.profile import LoadedProfile
-from simulator.accelerators.base import HostOverhead, WithHost
+from simulator.accelerators.base import HOST_COMPONENTS, HostOverhead, WithHost
+from simulator.cuda_graphs import capture_sizes
 from simulator.engine import Engine
 from simulator.engine_config import EngineConfig, engine_arguments, known_arguments, resolve_engine_config
 from simulator.errors import SimulationError
 from simulator.hardware import Hardware
 from simulator.model import ModelShape
 
-HOST_TERMS = tuple(field.name for field in fields(HostOverhead))
+HOST_TERMS = tuple(HOST_COMPONENTS.values())
 NEEDED = ("max_num_seqs", "max_num_batched_tokens")
 """Engine arguments without which no schedule can be told; vLLM's defaults for them depend on the machine."""
 
@@ -137,7 +138,8 @@ def resolve(
         options = profile.accelerator.options
         context = Context(shape, hardware, config, loaded.folder, Path(loaded.origin))
         device = build_accelerator(profile.accelerator.kind, options, context)
-        host = HostOverhead(**{name: _seconds(host_set, name, getattr(profile.host, name)) for name in HOST_TERMS})
+        terms = {name: _seconds(host_set, name, getattr(profile.host, name)) for name in HOST_TERMS}
+        host = HostOverhead(**terms, capture_sizes=capture_sizes(config))
         factors = {name: coefficient.value for name, coefficient in profile.coefficients.items()}
         accelerator = WithHost(device, host, factors)
     except SimulationError as error:

@@ -32,13 +32,16 @@ class Coefficient(BaseModel):
 
 
 class Host(BaseModel):
-    """Seconds that the host adds per step, sequence, step with a prompt, and prompt token (``HostOverhead``)."""
+    """Seconds beside the accelerator model (``HostOverhead``)."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     per_step: NonNegativeFloat = HostOverhead().per_step
     per_sequence: NonNegativeFloat = HostOverhead().per_sequence
     per_prefill_step: NonNegativeFloat = HostOverhead().per_prefill_step
     per_prefill_token: NonNegativeFloat = HostOverhead().per_prefill_token
+    per_padding_token: NonNegativeFloat = HostOverhead().per_padding_token
+    per_step_beyond_graphs: NonNegativeFloat = HostOverhead().per_step_beyond_graphs
+    per_longest_context: NonNegativeFloat = HostOverhead().per_longest_context
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
 
 

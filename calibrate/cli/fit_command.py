@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from calibrate.cli.options import load_trace, render_text, write_output
-from calibrate.fit import HOST_TERMS, HOST_UNITS, LINEAR_UNITS, ProfileFit
+from calibrate.fit import HOST_UNITS, LINEAR_UNITS, ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from profiles.deployment import resolve
 from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of
+from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
 
 SCHEMA = "servecal.fit/1"
@@ -113,16 +114,13 @@ def _profile(
     if "tables" in options:
         tables = (loaded.folder / options["tables"]).resolve()
         options["tables"] = Path(os.path.relpath(tables, target.resolve().parent)).as_posix()
-    host = Host(
-        **{HOST_TERMS[name]: unit for name, unit in HOST_UNITS.items()},
-        source="units of the fitted coefficients host_*",
-    )
+    fitted = {one.name for one in fit.coefficients_}
+    units = {term: HOST_UNITS[name] if name in fitted else 0.0 for name, term in HOST_COMPONENTS.items()}
+    host = Host.model_validate({**units, "source": "units of the fitted coefficients of the same terms"})
     if isinstance(device, Linear):
         options["seconds"] = dict(LINEAR_UNITS)
         host = Host(per_step=0.0, per_sequence=0.0, source="part of the fitted coefficients")
-    metrics = {
-        name: {key: round(value["mape"], 5) for key, value in (document[name] or {}).items()} for name in ("in_sample",)
-    }
+    metrics = {"in_sample": {key: round(value["mape"], 5) for key, value in document["in_sample"].items()}}
     held = document["holdout"]
     if held:
         metrics["holdout " + held["scheme"]] = {key: round(value["mape"], 5) for key, value in held["metrics"].items()}

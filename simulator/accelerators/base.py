@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -29,7 +30,7 @@ class AcceleratorModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostOverhead:
-    """Time that the engine's host adds to an iteration and no device model sees.
+    """Time of an iteration that no device model sees: the engine's host, and how it launches the device.
 
     Parameters
     ----------
@@ -41,24 +42,50 @@ class HostOverhead:
     per_prefill_step, per_prefill_token : float
         Seconds per iteration that computes a prompt, and per prompt token in it, beyond what the device model
         says: such steps run outside the CUDA graphs of pure decode steps.
+    per_padding_token, per_step_beyond_graphs : float
+        Seconds per token by which a step is padded to the next captured graph, and per step that is larger than
+        the largest and so launched kernel by kernel.
+    per_longest_context : float
+        Seconds per token of the longest decode context in a step, which its attention waits for.
+    capture_sizes : tuple of int
+        Sizes of the captured graphs, ascending (``simulator.cuda_graphs``).
     """
 
     per_step: float = 0.4e-3
     per_sequence: float = 0.0
     per_prefill_step: float = 0.0
     per_prefill_token: float = 0.0
+    per_padding_token: float = 0.0
+    per_step_beyond_graphs: float = 0.0
+    per_longest_context: float = 0.0
+    capture_sizes: tuple[int, ...] = ()
 
-    def seconds(self, batch: Batch) -> tuple[float, float, float, float]:
-        """Return the four terms for a batch."""
+    def seconds(self, batch: Batch) -> tuple[float, ...]:
+        """Return the terms for a batch, in the order of ``HOST_COMPONENTS``."""
+        tokens, sizes = batch.num_tokens, self.capture_sizes
+        beyond = bool(sizes) and tokens > sizes[-1]
+        padding = sizes[bisect_left(sizes, tokens)] - tokens if sizes and not beyond else 0
         return (
             self.per_step,
             self.per_sequence * batch.num_seqs,
             self.per_prefill_step if batch.prefills else 0.0,
             self.per_prefill_token * batch.num_prefill_tokens,
+            self.per_padding_token * padding,
+            self.per_step_beyond_graphs if beyond else 0.0,
+            self.per_longest_context * max(batch.decode_contexts, default=0),
         )
 
 
-HOST_COMPONENTS = ("host_step", "host_sequence", "host_prefill_step", "host_prefill_token")
+HOST_COMPONENTS = {
+    "host_step": "per_step",
+    "host_sequence": "per_sequence",
+    "host_prefill_step": "per_prefill_step",
+    "host_prefill_token": "per_prefill_token",
+    "graph_padding": "per_padding_token",
+    "beyond_graphs": "per_step_beyond_graphs",
+    "longest_context": "per_longest_context",
+}
+"""Component of each term of ``HostOverhead``."""
 
 
 class WithHost:

@@ -6,22 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.accelerators.base import AcceleratorModel, HostOverhead, WithHost
+from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
 from simulator.accelerators.linear import Linear
 from simulator.batch import Batch
+from simulator.cuda_graphs import capture_sizes
+from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 
 BATCH = Batch([(100, 50)], [300, 400])
 HOST = HostOverhead(per_step=5e-4, per_sequence=1e-5, per_prefill_step=0.02, per_prefill_token=1e-6)
 DEVICE = Linear(dict.fromkeys(Linear.components, 1e-06))
-NAMES = (*Linear.components, "host_step", "host_sequence", "host_prefill_step", "host_prefill_token")
+NAMES = (*Linear.components, *HOST_COMPONENTS)
 
 
 def test_host_time_stands_beside_the_devices_components():
     model = WithHost(DEVICE, HOST)
 
     assert model.components == NAMES
-    assert tuple(model.step(BATCH)) == (*DEVICE.step(BATCH), 5e-4, 3 * 1e-5, 0.02, 100 * 1e-6)
+    assert tuple(model.step(BATCH)) == (*DEVICE.step(BATCH), 5e-4, 3 * 1e-5, 0.02, 100 * 1e-6, 0.0, 0.0, 0.0)
     assert isinstance(model, AcceleratorModel)
 
 
@@ -49,3 +51,31 @@ def test_unknown_coefficient_is_refused_with_the_names_there_are():
 def test_coefficient_that_is_no_number_from_zero_up_is_refused(value):
     with pytest.raises(SimulationError, match=r"'token'.*at least 0"):
         WithHost(DEVICE, HOST, {"token": value})
+
+
+def test_padding_and_steps_beyond_the_graphs_are_told_by_the_captured_sizes():
+    host = HostOverhead(
+        per_step=0.0,
+        per_padding_token=1.0,
+        per_step_beyond_graphs=100.0,
+        per_longest_context=0.5,
+        capture_sizes=(1, 2, 4, 8),
+    )
+
+    def terms(batch):
+        return dict(zip(HOST_COMPONENTS, host.seconds(batch), strict=True))
+
+    assert terms(Batch([], [10, 20, 30]))["graph_padding"] == 1.0
+    assert terms(Batch([], [10] * 8))["graph_padding"] == 0.0
+    assert terms(Batch([(8, 0)], [10])) | {"longest_context": 5.0} == terms(Batch([(8, 0)], [10]))
+    assert terms(Batch([(8, 0)], [10]))["beyond_graphs"] == 100.0
+    assert terms(Batch([(8, 0)], []))["beyond_graphs"] == 0.0
+
+
+def test_captured_sizes_are_those_of_the_version():
+    # 51 sizes up to 512 with 256 sequences, 35 up to 256 with 128.
+    assert len(capture_sizes(EngineConfig(max_num_seqs=256, max_num_batched_tokens=2048))) == 51
+    assert len(capture_sizes(EngineConfig(max_num_seqs=128, max_num_batched_tokens=2048))) == 35
+    assert capture_sizes(EngineConfig(max_num_seqs=3)) == (1, 2, 4)
+    assert capture_sizes(EngineConfig(enforce_eager=True)) == ()
+    assert capture_sizes(EngineConfig(version=(0, 10), max_num_seqs=256))[-2:] == (504, 512)
