@@ -36,7 +36,7 @@ def replay_options(command: Command) -> Command:
                 "settings",
                 multiple=True,
                 metavar="NAME=VALUE",
-                help="Override engine.<vLLM argument>, engine.version, host.per_step or host.per_sequence (seconds).",
+                help="Override engine.<vLLM argument>, engine.version, or host.<term> (seconds).",
             ),
             click.option("--model", help="Library name or Hugging Face config.json of the model that was served."),
             click.option(
