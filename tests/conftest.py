@@ -21,7 +21,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 # Folders here have the names of the packages; the packages must come first, however pytest was started.
 sys.path.insert(0, str(ROOT))
-settings.register_profile("servecal", deadline=None)
+settings.register_profile("servecal", deadline=None, derandomize=True)
 settings.load_profile("servecal")
 NOWHERE = "http://127.0.0.1:9"
 

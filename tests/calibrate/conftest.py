@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import settings
 
 from calibrate.errors import compare
 from calibrate.reports.report import Report
@@ -16,9 +15,6 @@ from profiles.deployment import resolve
 from profiles.profile import LoadedProfile, Profile
 from replay.run import facts_of, replay
 from replay.trace import TIMELINE, Trace, requests_table
-
-settings.register_profile("servecal", deadline=None, derandomize=True)
-settings.load_profile("servecal")
 
 
 def trace(

@@ -9,10 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import settings
-
-settings.register_profile("servecal", deadline=None, derandomize=True)
-settings.load_profile("servecal")
 
 LLAMA_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
 
 from simulator.accelerators.operator_table import Curve, Tables
 from simulator.hardware import Hardware, Interconnect
 from simulator.model import ModelShape
-
-settings.register_profile("servecal", deadline=None, derandomize=True)
-settings.load_profile("servecal")
 
 LLAMA_31_8B = ModelShape(
     name="llama-3.1-8b",
