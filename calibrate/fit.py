@@ -281,7 +281,7 @@ class _Space:
 def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats, Floats, float]:
     """Robust bounded least squares; return coefficients, weights of the equations, and the noise at weight 1.
 
-    The noise of a span grows with the root of its length (independent iterations). Residuals beyond two median ones
+    The noise of a span grows with the root of its length (independent iterations). Residuals beyond 1.5 times the noise
     count by their size and no longer by its square (Huber).
     """
     base = _base_weights(equations)
@@ -290,8 +290,6 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
     for _ in range(15):
         residual = (equations.features @ values - equations.seconds) * base
         noise = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
-        if not values.any() or noise == 0:
-            noise = max(float(np.abs(residual).mean()), 1e-9)
         weights = base * np.sqrt(np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-15)))
         matrix = np.vstack(
             [

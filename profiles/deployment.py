@@ -9,6 +9,7 @@ from typing import Any
 
 from profiles.accelerators import Context, build_accelerator
 from profiles.errors import InputError, found
+from profiles.huggingface import model_shape
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
 from profiles.profile import LoadedProfile
@@ -160,8 +161,6 @@ _WORTH_SAYING = {
 
 def _model(loaded: LoadedProfile, facts: Facts, asked: str | None, conflicts: list[str]) -> ModelShape | None:
     """The model asked for, else the profile's, else the trace's."""
-    from profiles.huggingface import model_shape
-
     profile = loaded.profile
     if asked is not None:
         return find_model(asked)

@@ -1,7 +1,7 @@
 """Batch sizes for which vLLM captures CUDA graphs. A step's tokens are padded to the next; larger steps run without.
 
 Source: vLLM ``CompilationConfig`` and ``VllmConfig._set_cudagraph_sizes`` (0.10 to 0.32), for engines without
-speculative decoding.
+speculative decoding. Not covered: the larger graphs of the Blackwell data-centre family from 0.28 on.
 """
 
 from __future__ import annotations

@@ -18,30 +18,17 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
+from calibrate.reconstruction import spans_of_recording
 from profiles.profile import Accelerator, Host, Profile
 from replay.readers import read_trace
 from replay.trace import Trace
 from simulator.accelerators.linear import Linear
-from simulator.batch import Batch
-
-IDLE = 1e-3
-"""Seconds. A longer gap between two iterations is an idle engine, not host work."""
 
 
 def observations(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     """Return features, shape (iterations, features), and seconds of a trace's iterations."""
-    if trace.iterations is None:
-        sys.exit(f"{trace.name} has no recorded iterations")
-    rows = trace.iterations.to_pylist()
-    features, seconds = [], []
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        end = row["start"] + row["duration"]
-        until = following["start"] if following and following["start"] - end < IDLE else end
-        parts = list(zip(row["scheduled"], row["computed"], strict=True))
-        batch = Batch([part for part in parts if part[0] > 1], [context for count, context in parts if count == 1])
-        features.append(Linear.features(batch))
-        seconds.append(until - row["start"])
-    return np.array(features), np.array(seconds)
+    spans = spans_of_recording(trace)
+    return np.array([Linear.features(batch) for [batch], _ in spans]), np.array([seconds for _, seconds in spans])
 
 
 def main(folder: str, output: str) -> None:
