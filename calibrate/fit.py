@@ -9,7 +9,7 @@ What the data cannot tell so stays at physics. The fit is then checked end to en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,11 +32,11 @@ Rows = npt.NDArray[np.bool_]
 HOST_UNITS = {
     "host_step": 1e-3,
     "host_sequence": 1e-5,
-    "host_prefill_step": 1e-2,
+    "host_prefill_layer": 1e-3,
     "host_prefill_token": 1e-5,
-    "graph_padding": 1e-4,
-    "beyond_graphs": 1e-2,
-    "longest_context": 1e-6,
+    "graph_padding": 2e-4,
+    "beyond_graphs": 1e-3,
+    "longest_context": 5e-7,
 }
 """Seconds of one unit of each term beside the device: a coefficient of 1 is a plausible size."""
 LINEAR_UNITS = {
@@ -48,9 +48,14 @@ LINEAR_UNITS = {
     "decode_attention": 1e-7,
 }
 PRIOR_SPREAD = 0.5
-"""Standard deviation of a coefficient before any data, in units of the base profile's value or the host unit."""
-STRENGTHS = (1.0, 0.1, 0.01, 1e-3)
-"""Weights of the prior that cross-validation chooses from; 1 takes the spread above at its word."""
+"""Standard deviation of a device coefficient before any data, where the accelerator model does not say."""
+STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.1, 0.01, 1e-3)
+"""Weights of the prior that cross-validation chooses from; 1 takes its spread and the noise at their word."""
+SYSTEMATIC = 2.0
+"""Neighbouring residuals that go together by this factor are the model's error and no noise, of which more data does
+not bring less: only then may the prior weigh more than 1."""
+AS_GOOD = 1.05
+"""The strongest prior is taken whose cross-validated error is within this factor of the best."""
 FOLDS = 5
 SHORTEST = 0.01
 """Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
@@ -188,13 +193,17 @@ class ProfileFit:
         scaled = equations.features * space.spread * weights[:, None] / noise
         # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
         inside = weights >= _base_weights(equations) * (1 - 1e-9)
+        # A prior that weighs more than 1 is data that weigh less: its own spread stays what it is.
+        scaled = scaled / np.sqrt(max(self.strength_, 1.0))
         information = scaled[inside].T @ scaled[inside]
-        precision = information + self.strength_ * np.eye(len(space.names))
-        covariance = np.linalg.inv(precision)
-        residual = (equations.features @ values - equations.seconds) * weights / noise
+        weight = min(self.strength_, 1.0)
+        covariance = np.linalg.inv(information + weight * np.eye(len(space.names)))
+        residual = (
+            (equations.features @ values - equations.seconds) * weights / (noise * np.sqrt(max(self.strength_, 1.0)))
+        )
         deviation = np.sqrt(np.diag(covariance)) * space.spread
         bound = 1.96 * _deviations(scaled, residual, covariance) * space.spread
-        prior_deviation = space.spread / np.sqrt(self.strength_)
+        prior_deviation = space.spread / np.sqrt(weight)
         self.coefficients_ = [
             FittedCoefficient(
                 name,
@@ -244,15 +253,20 @@ class _Space:
         self.device = device
         self.names = (*device.components, *HOST_COMPONENTS)
         host = deployment.accelerator.host
-        factors = [own[name] for name in device.components]
+        fitted = deployment.loaded.profile.coefficients
+        expected: Mapping[str, tuple[float, float]] = getattr(device, "expected_coefficients", {})
+        floors: Mapping[str, float] = getattr(device, "floors", {})
+        known = [name in fitted or name not in expected for name in device.components]
+        factors = [
+            own[name] if here else expected[name][0] for name, here in zip(device.components, known, strict=True)
+        ]
+        spreads = [expected[name][1] if name in expected else PRIOR_SPREAD for name in device.components]
         terms = [own[name] * getattr(host, term) / HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()]
-        units = {term: HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()}
-        self.host = HostOverhead(**units, capture_sizes=host.capture_sizes)
+        units: dict[str, Any] = {term: HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()}
+        self.host = replace(host, **units)
         self.prior = np.array([*factors, *terms])
-        self.least = np.zeros(len(self.names))
-        if getattr(device, "bounds_from_below", False):
-            self.least = np.array([1.0] * len(factors) + [0.0] * len(terms))
-        self.spread = np.full(len(self.names), PRIOR_SPREAD)
+        self.least = np.array([floors.get(name, 0.0) for name in self.names])
+        self.spread = np.array([*spreads, *(1.0 for _ in terms)])
 
     def only(self, some: Rows) -> _Space:
         """Return the space of some of the coefficients, for solving."""
@@ -313,9 +327,10 @@ def _base_weights(equations: Equations) -> Floats:
 
 def _best_strength(space: _Space, equations: Equations) -> float:
     """The prior's weight under which blocks of time predict each other best; only training equations are seen."""
+    strengths = [one for one in STRENGTHS if one <= 1 or _systematic(space, equations) > SYSTEMATIC]
     folds = np.array_split(np.arange(len(equations)), FOLDS)
     scores = []
-    for strength in STRENGTHS:
+    for strength in strengths:
         errors = []
         for fold in folds:
             others = np.setdiff1d(np.arange(len(equations)), fold)
@@ -325,7 +340,17 @@ def _best_strength(space: _Space, equations: Equations) -> float:
         scores.append(float(np.concatenate(errors).mean()))
     # The strongest prior that is not clearly worse: what the data do not need stays at physics.
     best = min(scores)
-    return next(strength for strength, score in zip(STRENGTHS, scores, strict=True) if score <= 1.02 * best)
+    return next(strength for strength, score in zip(strengths, scores, strict=True) if score <= AS_GOOD * best)
+
+
+def _systematic(space: _Space, equations: Equations) -> float:
+    """Variance of the sums over blocks of neighbouring residuals, over what independent ones would have."""
+    if space.linear:
+        return 0.0  # its prior holds no physics to fall back on
+    values, weights, _ = _solve(space, equations, 1.0)
+    residual = (equations.features @ values - equations.seconds) * weights
+    edges = np.arange(0, len(residual), max(2, round(len(residual) ** 0.5)))
+    return float((np.add.reduceat(residual, edges) ** 2).sum() / (residual**2).sum())
 
 
 def _deviations(scaled: Floats, residual: Floats, covariance: Floats) -> Floats:
@@ -380,7 +405,9 @@ def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoeff
         seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
         accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
     else:
-        units = {HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()}
-        host = HostOverhead(**units, capture_sizes=deployment.accelerator.host.capture_sizes)
+        units: dict[str, Any] = {
+            HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()
+        }
+        host = replace(deployment.accelerator.host, **units)
         accelerator = WithHost(deployment.accelerator.device, host, values)
     return replace(deployment, accelerator=accelerator)

@@ -107,9 +107,9 @@ def reconstruct(
     best: tuple[tuple[int, float], Reconstruction] | None = None
     previous: Ints | None = None
     for _ in range(MOST_ROUNDS):
-        found = puzzle.compose(numbers, step_seconds)
         if previous is not None and np.array_equal(previous, numbers):
             break
+        found = puzzle.compose(numbers)
         previous = numbers
         step_seconds = refine(found)
         badness = found.misplaced, puzzle.seconds_missed(found, step_seconds)
@@ -152,6 +152,7 @@ class _Puzzle:
         for begin, end in zip(self.first_place, self.last_place, strict=True):
             self.running[begin:end] += 1
         self.quiet = self.running == 0
+        self.lead: Ints | None = None
 
     def _chains(self) -> tuple[Ints, Ints]:
         """Chain of each stamp, and its iterations past the chain's origin."""
@@ -275,26 +276,31 @@ class _Puzzle:
                 expected[place] = max(end - begin + (seconds - sum(times)) / min(times), 0.6)
         return expected
 
-    def compose(self, numbers: Ints, step_seconds: StepSeconds) -> Reconstruction:
+    def compose(self, numbers: Ints) -> Reconstruction:
         """Drive the scheduler through the numbered iterations."""
         numbers = np.maximum.accumulate(numbers)
-        admitted = self._admissions(numbers, step_seconds)
+        admitted = self._admissions(numbers)
         target = numbers[self.first_place]
+        if self.lead is not None:
+            # A request waits as many iterations for its first token as it did by the numbering before this one.
+            admitted[self.known] = target - self.lead
         found, placed = self._drive(numbers, admitted)
         for _ in range(REPAIRS):
             off = placed[self.known] - target
             if not off.any():
                 break
             # Admitted an iteration or so too early or too late: the stamp of the schedule call lies at a boundary.
-            admitted[self.known] -= np.sign(off) * (np.abs(off) < 50)
-            again, placed_again = self._drive(numbers, admitted)
+            moved = admitted.copy()
+            moved[self.known] -= np.sign(off) * (np.abs(off) < 50)
+            again, placed_again = self._drive(numbers, moved)
             if np.count_nonzero(placed_again[self.known] - target) >= np.count_nonzero(off):
                 break
-            found, placed = again, placed_again
+            found, placed, admitted = again, placed_again, moved
+        self.lead = target - admitted[self.known]
         misplaced = int(np.count_nonzero(placed[self.known] - target))
         return Reconstruction(self.stamps, numbers, found[0], found[1], misplaced, self.quiet)
 
-    def _admissions(self, numbers: Ints, step_seconds: StepSeconds) -> Ints:
+    def _admissions(self, numbers: Ints) -> Ints:
         """Iteration that each request is admitted into at the earliest.
 
         A schedule call happens when an iteration ends, for the iteration ``depth`` later. Requests whose stamps are

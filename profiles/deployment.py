@@ -18,7 +18,7 @@ from simulator.cuda_graphs import capture_sizes
 from simulator.engine import Engine
 from simulator.engine_config import EngineConfig, engine_arguments, known_arguments, resolve_engine_config
 from simulator.errors import SimulationError
-from simulator.hardware import Hardware
+from simulator.hardware import Hardware, Interconnect
 from simulator.model import ModelShape
 
 HOST_TERMS = tuple(HOST_COMPONENTS.values())
@@ -28,12 +28,17 @@ NEEDED = ("max_num_seqs", "max_num_batched_tokens")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a trace says of the deployment that it was measured on."""
+    """What a trace says of the deployment that it was measured on.
+
+    ``link`` is what it says of the links between devices: ``bandwidth`` (bytes/s), ``latency`` (seconds per hop) and
+    ``source``.
+    """
 
     model: str | None = None
     model_config: Mapping[str, Any] | None = None
     version: str | None = None
     arguments: Mapping[str, Any] | None = None
+    link: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,25 +62,26 @@ class Deployment:
         return Engine(self.config, self.accelerator)
 
 
-def parse_settings(settings: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split ``--set`` options into engine arguments and host terms.
+def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Sort ``--set`` options into engine arguments, host terms and properties of the link between devices.
 
     Raises
     ------
     InputError
-        If one is not ``engine.<name>=<value>`` or ``host.<name>=<value>`` with a name that exists.
+        If one is not ``engine.<name>=<value>``, ``host.<name>=<value>`` or ``link.<name>=<value>`` with a name that
+        exists.
     """
-    known = {"engine": ("version", *known_arguments()), "host": HOST_TERMS}
-    split: dict[str, dict[str, str]] = {"engine": {}, "host": {}}
+    known = {"engine": ("version", *known_arguments()), "host": HOST_TERMS, "link": ("bandwidth", "latency")}
+    split: dict[str, dict[str, str]] = {room: {} for room in known}
     for setting in settings:
         key, equals, value = setting.partition("=")
         room, _, name = key.partition(".")
         if not equals or room not in split or name not in known.get(room, ()):
-            examples = "engine.<name>=<value> or host.<name>=<value>"
-            names = ", ".join(known.get(room, (*known["engine"], *known["host"])))
+            examples = "engine.<name>=<value>, host.<name>=<value> or link.<name>=<value>"
+            names = ", ".join(known.get(room, (*known["engine"], *known["host"], *known["link"])))
             raise InputError(f"{setting!r}: expected {examples}, with a name of: {names}", field="--set")
         split[room][name] = value
-    return split["engine"], split["host"]
+    return split
 
 
 def resolve(
@@ -106,13 +112,13 @@ def resolve(
         If something is missing, contradictory or impossible.
     """
     profile = loaded.profile
-    engine_set, host_set = parse_settings(settings)
+    asked = parse_settings(settings)
     conflicts: list[str] = []
     shape = _model(loaded, facts, model, conflicts)
     entry = find_hardware_entry(profile.hardware) if profile.hardware else None
     try:
         hardware = entry.hardware() if entry else None
-        arguments, version = _arguments(loaded, facts, engine_set, conflicts)
+        arguments, version = _arguments(loaded, facts, asked["engine"], conflicts)
         if not assume_defaults:
             _need(arguments, version)
         defaulted = resolve_engine_config(
@@ -136,11 +142,14 @@ def resolve(
                 "count as the simulator's error"
             )
         config.validate()
+        if hardware is not None:
+            hardware = _with_link(hardware, facts, asked["link"], config.tensor_parallel_size, assumed)
         options = profile.accelerator.options
         context = Context(shape, hardware, config, loaded.folder, Path(loaded.origin))
         device = build_accelerator(profile.accelerator.kind, options, context)
-        terms = {name: _seconds(host_set, name, getattr(profile.host, name)) for name in HOST_TERMS}
-        host = HostOverhead(**terms, capture_sizes=capture_sizes(config))
+        terms = {name: _seconds(asked["host"], f"host.{name}", getattr(profile.host, name)) for name in HOST_TERMS}
+        layers = shape.num_hidden_layers if shape else 1
+        host = HostOverhead(**terms, capture_sizes=capture_sizes(config), num_layers=layers)
         factors = {name: coefficient.value for name, coefficient in profile.coefficients.items()}
         accelerator = WithHost(device, host, factors)
     except SimulationError as error:
@@ -262,13 +271,40 @@ def _num_gpu_blocks(model: ModelShape | None, hardware: Hardware | None, config:
     return blocks
 
 
-def _seconds(given: Mapping[str, str], name: str, default: float) -> float:
-    if name not in given:
+def _with_link(
+    hardware: Hardware, facts: Facts, asked: Mapping[str, str], devices: int, assumed: dict[str, Any]
+) -> Hardware:
+    """The hardware with the link that the command line or the trace says, over that of the datasheet."""
+    if devices < 2:
+        return hardware
+    link, said = hardware.interconnect, facts.link or {}
+    bandwidth = float(said.get("bandwidth") or link.bandwidth)
+    latency = float(said.get("latency", link.latency))
+    if said:
+        assumed["link"] = f"{bandwidth / 1e9:.3g} GB/s, {1e6 * latency:.3g} us ({said.get('source', 'the trace')})"
+    if "bandwidth" in asked:
+        bandwidth = _seconds(asked, "link.bandwidth", 0.0, "bytes per second", 1.0, 1e15)
+    latency = _seconds(asked, "link.latency", latency)
+    if asked:
+        assumed["link"] = f"{bandwidth / 1e9:.3g} GB/s, {1e6 * latency:.3g} us (--set)"
+    return replace(hardware, interconnect=Interconnect(link.kind, bandwidth, latency))
+
+
+def _seconds(
+    given: Mapping[str, str],
+    name: str,
+    default: float,
+    unit: str = "seconds",
+    least: float = 0.0,
+    below: float = 1e3,
+) -> float:
+    short = name.partition(".")[2]
+    if short not in given:
         return default
     try:
-        seconds = float(given[name])
+        value = float(given[short])
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e3:
-        raise InputError(f"host.{name}={given[name]}: expected seconds, at least 0", field="--set")
-    return seconds
+        value = -1.0
+    if not least <= value < below:
+        raise InputError(f"{name}={given[short]}: expected {unit}, at least {least:g}", field="--set")
+    return value

@@ -37,10 +37,10 @@ class Host(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     per_step: NonNegativeFloat = HostOverhead().per_step
     per_sequence: NonNegativeFloat = HostOverhead().per_sequence
-    per_prefill_step: NonNegativeFloat = HostOverhead().per_prefill_step
+    per_prefill_layer: NonNegativeFloat = HostOverhead().per_prefill_layer
     per_prefill_token: NonNegativeFloat = HostOverhead().per_prefill_token
     per_padding_token: NonNegativeFloat = HostOverhead().per_padding_token
-    per_step_beyond_graphs: NonNegativeFloat = HostOverhead().per_step_beyond_graphs
+    per_layer_beyond_graphs: NonNegativeFloat = HostOverhead().per_layer_beyond_graphs
     per_longest_context: NonNegativeFloat = HostOverhead().per_longest_context
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
 

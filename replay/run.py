@@ -32,6 +32,7 @@ def facts_of(trace: Trace) -> Facts:
         model_config=trace.meta.get("model_config"),
         version=engine.get("version"),
         arguments=engine.get("arguments"),
+        link=trace.meta.get("link"),
     )
 
 

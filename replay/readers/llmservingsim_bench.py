@@ -1,7 +1,8 @@
 """LLMServingSim's ``bench`` folder: a vLLM run stamped inside the engine.
 
-``requests.jsonl`` (vLLM's RequestStateStats), ``meta.json``, ``timeseries.csv`` and the ``workload.jsonl`` it
-was driven by (prompt token ids); all but the first may be absent. Format: casys-kaist/LLMServingSim @5daddb2.
+``requests.jsonl`` (vLLM's RequestStateStats), ``meta.json``, ``timeseries.csv``, the ``workload.jsonl`` it was
+driven by (prompt token ids) and ``cluster_config.json`` (what its authors say of the links between the devices); all
+but the first may be absent. Format: casys-kaist/LLMServingSim @5daddb2.
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ def read(path: Path) -> Trace:
         timeline = _timeline(folder / "timeseries.csv", meta, alignment.offset - origin, notes)
     if meta is not None:
         files.append(meta.file)
+    cluster = folder / "cluster_config.json"
+    if cluster.is_file():
+        files.append(cluster)
     measured = ("queued", "scheduled", "first_token", "last_token", "prompt_tokens", "output_tokens")
     return Trace(
         requests_table(columns, len(records)),
@@ -88,6 +92,7 @@ def read(path: Path) -> Trace:
             "name": folder.resolve().name,
             "source": {"format": FORMAT, "files": file_facts(files)},
             **_described(meta),
+            "link": _link(cluster) if cluster.is_file() else None,
             "clock": {
                 "kind": "run",
                 "origin": origin,
@@ -179,6 +184,15 @@ def _described(meta: Record | None) -> dict[str, Any]:
             "arguments": arguments,
         },
     }
+
+
+def _link(path: Path) -> dict[str, Any] | None:
+    """The link between devices: GiB/s and nanoseconds in the source; of one device it says nothing."""
+    record = read_object(path)
+    if record.get("link_bw") is None or record.get("link_latency") is None:
+        return None
+    bandwidth = record.seconds("link_bw", positive=True) * 2**30
+    return {"bandwidth": bandwidth, "latency": record.seconds("link_latency", unit=1e-9), "source": path.name}
 
 
 def _lag_facts(lag: Floats) -> dict[str, float]:

@@ -18,6 +18,10 @@ class AcceleratorModel(Protocol):
 
     ``components`` names the parts of an iteration's time, in the order in which ``step`` returns them. All
     are non-negative and add up to the iteration. Two calls with equal batches return equal times.
+
+    A model may say what its components are worth before anything is fitted: ``default_coefficients`` (mapping of str
+    to float) where not 1, and ``expected_coefficients`` (mapping of str to mean and standard deviation), what
+    coefficients a fit expects before it has seen data.
     """
 
     @property
@@ -39,26 +43,29 @@ class HostOverhead:
         launches, sampling, output processing. The defaults are a prior, not a measurement of the deployment at
         hand: kernel tables of an RTX PRO 6000 leave 0.2 to 0.6 ms of each vLLM 0.19 iteration unexplained, of
         which the middle is taken; work per sequence hides behind the device while scheduling is asynchronous.
-    per_prefill_step, per_prefill_token : float
-        Seconds per iteration that computes a prompt, and per prompt token in it, beyond what the device model
-        says: such steps run outside the CUDA graphs of pure decode steps.
-    per_padding_token, per_step_beyond_graphs : float
-        Seconds per token by which a step is padded to the next captured graph, and per step that is larger than
-        the largest and so launched kernel by kernel.
+    per_prefill_layer, per_prefill_token : float
+        Seconds per decoder layer of an iteration that computes a prompt, and per prompt token in it, beyond what the
+        device model says: such steps launch every layer's attention outside the captured CUDA graphs.
+    per_padding_token, per_layer_beyond_graphs : float
+        Seconds per token by which a step is padded to the next captured graph, and per decoder layer of a step that
+        is larger than the largest and so launched kernel by kernel.
     per_longest_context : float
         Seconds per token of the longest decode context in a step, which its attention waits for.
     capture_sizes : tuple of int
         Sizes of the captured graphs, ascending (``simulator.cuda_graphs``).
+    num_layers : int
+        Decoder layers of the model; 1 where it is not known, so that a layer is the whole model.
     """
 
     per_step: float = 0.4e-3
     per_sequence: float = 0.0
-    per_prefill_step: float = 0.0
+    per_prefill_layer: float = 0.0
     per_prefill_token: float = 0.0
     per_padding_token: float = 0.0
-    per_step_beyond_graphs: float = 0.0
+    per_layer_beyond_graphs: float = 0.0
     per_longest_context: float = 0.0
     capture_sizes: tuple[int, ...] = ()
+    num_layers: int = 1
 
     def seconds(self, batch: Batch) -> tuple[float, ...]:
         """Return the terms for a batch, in the order of ``HOST_COMPONENTS``."""
@@ -68,10 +75,10 @@ class HostOverhead:
         return (
             self.per_step,
             self.per_sequence * batch.num_seqs,
-            self.per_prefill_step if batch.prefills else 0.0,
+            self.num_layers * self.per_prefill_layer if batch.prefills else 0.0,
             self.per_prefill_token * batch.num_prefill_tokens,
             self.per_padding_token * padding,
-            self.per_step_beyond_graphs if beyond else 0.0,
+            self.num_layers * self.per_layer_beyond_graphs if beyond else 0.0,
             self.per_longest_context * max(batch.decode_contexts, default=0),
         )
 
@@ -79,10 +86,10 @@ class HostOverhead:
 HOST_COMPONENTS = {
     "host_step": "per_step",
     "host_sequence": "per_sequence",
-    "host_prefill_step": "per_prefill_step",
+    "host_prefill_layer": "per_prefill_layer",
     "host_prefill_token": "per_prefill_token",
     "graph_padding": "per_padding_token",
-    "beyond_graphs": "per_step_beyond_graphs",
+    "beyond_graphs": "per_layer_beyond_graphs",
     "longest_context": "per_longest_context",
 }
 """Component of each term of ``HostOverhead``."""
@@ -98,7 +105,7 @@ class WithHost:
     host : HostOverhead
         Seconds per step and per sequence.
     coefficients : mapping of str to float
-        Factors by component name; 1 where absent.
+        Factors by component name; the device's default (1 unless it says otherwise) where absent.
 
     Raises
     ------
@@ -113,7 +120,8 @@ class WithHost:
         self.host = host
         self.components = (*device.components, *HOST_COMPONENTS)
         factors = dict(coefficients or {})
-        self.coefficients = {name: factors.pop(name, 1.0) for name in self.components}
+        defaults: Mapping[str, float] = getattr(device, "default_coefficients", {})
+        self.coefficients = {name: factors.pop(name, defaults.get(name, 1.0)) for name in self.components}
         if factors:
             raise SimulationError(
                 f"coefficient {next(iter(factors))!r}: this accelerator model has the components "

@@ -59,7 +59,7 @@ def test_host_defaults_to_a_prior_that_says_so(write_profile):
         ({"host": {"per_step": "fast"}}, "host.per_step", "found 'fast'"),
         ({"host": {"per_step": -1}}, "host.per_step", "found -1"),
         ({"host": {"per_step": float("inf")}}, "host.per_step", "found inf"),
-        ({"host": {"per_token": 1}}, "host.per_token", "known: per_step, per_sequence, per_prefill_step, per_prefill"),
+        ({"host": {"per_token": 1}}, "host.per_token", "known: per_step, per_sequence, per_prefill_layer, per_prefill"),
         ({"coefficients": {"dense": -0.1}}, "coefficients.dense.value", "found -0.1"),
         ({"coefficients": {"dense": float("nan")}}, "coefficients.dense.value", "found nan"),
         ({"coefficients": {"dense": float("inf")}}, "coefficients.dense.value", "found inf"),

@@ -14,7 +14,7 @@ from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 
 BATCH = Batch([(100, 50)], [300, 400])
-HOST = HostOverhead(per_step=5e-4, per_sequence=1e-5, per_prefill_step=0.02, per_prefill_token=1e-6)
+HOST = HostOverhead(per_step=5e-4, per_sequence=1e-5, per_prefill_layer=0.02, per_prefill_token=1e-6)
 DEVICE = Linear(dict.fromkeys(Linear.components, 1e-06))
 NAMES = (*Linear.components, *HOST_COMPONENTS)
 
@@ -57,7 +57,7 @@ def test_padding_and_steps_beyond_the_graphs_are_told_by_the_captured_sizes():
     host = HostOverhead(
         per_step=0.0,
         per_padding_token=1.0,
-        per_step_beyond_graphs=100.0,
+        per_layer_beyond_graphs=100.0,
         per_longest_context=0.5,
         capture_sizes=(1, 2, 4, 8),
     )

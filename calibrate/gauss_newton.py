@@ -1,0 +1,197 @@
+"""Fitting coefficients to simulated latencies: damped Gauss-Newton steps, each accepted on a fresh simulation.
+
+The loss is Huber's, over the latencies that were measured (``calibrate.simulated``) and the spans of iterations that are
+linear in the coefficients (``calibrate.fit.Equations``), each in units of its own noise, with a pull towards the base
+profile. A step solves the linearised problem inside the bounds; it counts only if the simulated loss falls, for the
+schedule may change with the coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import lsq_linear
+
+from calibrate.simulated import LATENCIES, Residuals, SimulatedRun
+
+Floats = npt.NDArray[np.floating[Any]]
+
+HUBER = 1.5
+"""Residuals beyond this many times the noise pull with constant force."""
+LEAST_NOISE = (0.005, 0.001, 0.001)
+"""Of TTFT, end-to-end and decode time as shares: an engine's stamps hold no more."""
+STAGES = 3
+"""Times that the noise is estimated anew; the loss is the same within each."""
+STEPS = 10
+SMALL_GAIN = 3e-3
+"""A step that lowers the loss by less than this share is the last of its stage."""
+MOST_DAMPING = 1e3
+SCALES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Where coefficients are expected, how far they may lie from it, and where they end; shape (coefficients,)."""
+
+    mean: Floats
+    spread: Floats
+    least: Floats
+    weight: float
+
+
+@dataclass(frozen=True)
+class LinearRows:
+    """Rows ``matrix @ coefficients = target``, in units of their noise, and the weight that they have."""
+
+    matrix: Floats
+    target: Floats
+    weight: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Coefficients, and what the loss looks like there.
+
+    ``rows`` (n, coefficients) and ``residuals`` (n,) are those of the latencies, robust weights applied, run by run in
+    order of arrival; ``simulations`` were needed.
+    """
+
+    values: Floats
+    rows: Floats
+    residuals: Floats
+    simulations: int
+
+
+def scaled_start(runs: Sequence[SimulatedRun], values: Floats) -> Floats:
+    """Return the coefficients times the factor under which latencies are right by order of magnitude."""
+
+    def off(scale: float) -> float:
+        shares = [
+            np.abs(np.log(np.maximum(1 + run.residuals(scale * values).values, 1e-3))).mean() for run in runs
+        ]
+        return float(np.mean(shares))
+
+    return min(SCALES, key=off) * values
+
+
+def refine(
+    runs: Sequence[SimulatedRun],
+    start: Floats,
+    prior: Prior,
+    linear: LinearRows | None,
+    progress: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Lower the simulated loss from a start.
+
+    Parameters
+    ----------
+    runs : sequence of SimulatedRun
+    start : array (coefficients,)
+    prior : Prior
+    linear : LinearRows, optional
+        Spans of iterations, where some were measured.
+    progress : callable, optional
+        Called with the number of steps tried.
+
+    Raises
+    ------
+    InputError
+        If an engine cannot serve its requests.
+    """
+    values = np.maximum(start, prior.least)
+    found = [run.residuals(values) for run in runs]
+    tried = 0
+    for _ in range(STAGES):
+        problem = _Problem(prior, linear, [_noise(one) for one in found])
+        loss, damping = problem.loss(values, found), 0.01
+        began = loss
+        for _ in range(STEPS):
+            moved = problem.step(values, found, damping)
+            simulated = [run.residuals(moved) for run in runs]
+            tried += 1
+            if progress is not None:
+                progress(tried)
+            reached = problem.loss(moved, simulated)
+            if reached < loss:
+                gain = loss - reached
+                values, found, loss, damping = moved, simulated, reached, max(damping / 5, 1e-4)
+                if gain < SMALL_GAIN * loss:
+                    break
+            else:
+                damping *= 10
+                if damping > MOST_DAMPING:
+                    break
+        if began - loss < SMALL_GAIN * began:
+            break
+    rows, residuals = problem.latency_rows(found)
+    return Fitted(values, rows, residuals, sum(run.simulations for run in runs))
+
+
+class _Problem:
+    """The loss under one estimate of the noise, and its linearisation."""
+
+    def __init__(self, prior: Prior, linear: LinearRows | None, noise: list[Floats]) -> None:
+        self.prior, self.linear, self.noise = prior, linear, noise
+
+    def loss(self, values: Floats, found: Sequence[Residuals]) -> float:
+        total = sum(_huber(one.values / noise[one.kinds]) for one, noise in zip(found, self.noise, strict=True))
+        if self.linear is not None:
+            total += self.linear.weight * _huber(self.linear.matrix @ values - self.linear.target)
+        pull = (values - self.prior.mean) / self.prior.spread
+        return total + self.prior.weight * float(pull @ pull)
+
+    def latency_rows(self, found: Sequence[Residuals]) -> tuple[Floats, Floats]:
+        rows, residuals = [], []
+        for one, noise in zip(found, self.noise, strict=True):
+            off = one.values / noise[one.kinds]
+            weight = _robust(off)
+            rows.append(one.jacobian * (weight / noise[one.kinds])[:, None])
+            residuals.append(off * weight)
+        return np.concatenate(rows), np.concatenate(residuals)
+
+    def step(self, values: Floats, found: Sequence[Residuals], damping: float) -> Floats:
+        """Solve the linearised problem inside the bounds."""
+        spread, mean = self.prior.spread, self.prior.mean
+        rows, residuals = self.latency_rows(found)
+        matrices, targets = [rows * spread], [-residuals]
+        if self.linear is not None:
+            off = self.linear.matrix @ values - self.linear.target
+            weight = _robust(off) * np.sqrt(self.linear.weight)
+            matrices.append(self.linear.matrix * weight[:, None] * spread)
+            targets.append(-off * weight)
+        pull = np.sqrt(self.prior.weight)
+        matrices.append(pull * np.eye(values.size))
+        targets.append(pull * (mean - values) / spread)
+        stacked = np.vstack(matrices)
+        brake = np.sqrt(damping * (stacked**2).sum(axis=0))
+        moved = lsq_linear(
+            np.vstack([stacked, np.diag(brake)]),
+            np.concatenate([*targets, np.zeros(values.size)]),
+            bounds=(np.minimum((self.prior.least - values) / spread, 0.0) - 1e-9, np.inf),
+        ).x
+        return np.maximum(values + moved * spread, self.prior.least)
+
+
+def _noise(found: Residuals) -> Floats:
+    """Robust deviation of each kind of latency."""
+    noise = np.array(LEAST_NOISE)
+    for kind in range(len(LATENCIES)):
+        there = found.values[found.kinds == kind]
+        if there.size:
+            noise[kind] = max(noise[kind], 1.4826 * float(np.median(np.abs(there))))
+    return noise
+
+
+def _huber(off: Floats) -> float:
+    size = np.abs(off)
+    return float(np.where(size < HUBER, size * size, 2 * HUBER * size - HUBER**2).sum())
+
+
+def _robust(off: Floats) -> Floats:
+    """Square roots of Huber's weights."""
+    weights: Floats = np.sqrt(np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-12)))
+    return weights
