@@ -9,85 +9,34 @@ What the data cannot tell so stays at physics. The fit is then checked end to en
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import lsq_linear
 
-from calibrate.reconstruction import Reconstruction, reconstruct, spans_of_recording
+from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, going_together, refine, scaled_start
+from calibrate.least_squares import SYSTEMATIC, base_weights, best_strength, deviations, solve, systematic
+from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
+from calibrate.simulated import SimulatedRun
+from calibrate.space import CoefficientSpace, Equations, FittedCoefficient
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.trace import Trace
-from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
-from simulator.accelerators.linear import Linear
 from simulator.batch import Batch
 
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.bool_]
+Run = tuple[Trace, Deployment, Rows | None]
+Simulate = Callable[[CoefficientSpace], SimulatedRun]
 
-HOST_UNITS = {
-    "host_step": 1e-3,
-    "host_sequence": 1e-5,
-    "host_prefill_layer": 1e-3,
-    "host_prefill_token": 1e-5,
-    "graph_padding": 2e-4,
-    "beyond_graphs": 1e-3,
-    "longest_context": 5e-7,
-}
-"""Seconds of one unit of each term beside the device: a coefficient of 1 is a plausible size."""
-LINEAR_UNITS = {
-    "step": 5e-3,
-    "sequence": 1e-4,
-    "token": 5e-5,
-    "prefill_step": 5e-3,
-    "prefill_attention": 1e-8,
-    "decode_attention": 1e-7,
-}
-PRIOR_SPREAD = 0.5
-"""Standard deviation of a device coefficient before any data, where the accelerator model does not say."""
-STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.1, 0.01, 1e-3)
-"""Weights of the prior that cross-validation chooses from; 1 takes its spread and the noise at their word."""
-SYSTEMATIC = 2.0
-"""Neighbouring residuals that go together by this factor are the model's error and no noise, of which more data does
-not bring less: only then may the prior weigh more than 1."""
-AS_GOOD = 1.05
-"""The strongest prior is taken whose cross-validated error is within this factor of the best."""
-FOLDS = 5
-SHORTEST = 0.01
-"""Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
 CORRELATED = 0.9
+MOST_MISPLACED = 0.1
+"""Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
 IDENTIFIED = 0.5
 """A coefficient counts as identified if the data cut its prior standard deviation to this share or less."""
-
-
-@dataclass(frozen=True)
-class FittedCoefficient:
-    """A learned factor on one component: value, 95 % interval, where it started, and whether the data told it."""
-
-    name: str
-    value: float
-    ci95: tuple[float, float]
-    prior: float
-    identified: bool
-
-
-@dataclass(frozen=True)
-class Equations:
-    """``features @ coefficients = seconds``: one row a span of iterations, in order of time."""
-
-    features: Floats
-    seconds: Floats
-
-    def __len__(self) -> int:
-        return int(self.seconds.size)
-
-    def rows(self, some: Any) -> Equations:
-        """Some of the equations."""
-        return Equations(self.features[some], self.seconds[some])
 
 
 @dataclass
@@ -113,8 +62,12 @@ class ProfileFit:
         Median absolute relative error of a span's time.
     correlated_ : list of (str, str, float)
         Pairs of coefficients that the data cannot tell apart well.
+    simulations_ : int
+        Simulations that the fit took; 0 where the equations alone told the coefficients.
     sentences_ : list of str
         What was not identified, and what to record to change that.
+    notes_ : list of str
+        What could not be used as it should have been, and what was done instead.
     singular_values_ : list of float
         Of the equations in units of prior spread and noise: values below 1 are directions the data do not tell.
     domain_ : dict
@@ -127,9 +80,11 @@ class ProfileFit:
     equations_: int = field(default=0, init=False)
     iterations_: int = field(default=0, init=False)
     misplaced_: int = field(default=0, init=False)
+    simulations_: int = field(default=0, init=False)
     residual_: float = field(default=np.nan, init=False)
     correlated_: list[tuple[str, str, float]] = field(default_factory=list, init=False)
     sentences_: list[str] = field(default_factory=list, init=False)
+    notes_: list[str] = field(default_factory=list, init=False)
     singular_values_: list[float] = field(default_factory=list, init=False)
     domain_: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -147,226 +102,188 @@ class ProfileFit:
             If a trace has neither recorded iterations nor the stamps to reconstruct them, or if what was measured
             contradicts itself.
         """
-        space = _Space(runs[0][1])
-        parts = []
+        space = CoefficientSpace(runs[0][1])
+        parts, simulate = [], []
         batches: list[Batch] = []
-        for trace, deployment, known in runs:
-            spans = self._spans(trace, deployment, known)
-            parts.append(_Space(deployment).equations(spans))
+        for run in runs:
+            own = CoefficientSpace(run[1])
+            simulate.append(partial(_simulated, run, own))
+            try:
+                spans = self._spans(*run)
+            except NotRecoverable as error:
+                self.notes_.append(f"{error}; fitted to simulated latencies instead")
+                continue
+            parts.append(own.equations(spans))
             batches += [batch for inside, _ in spans for batch in inside]
         equations = Equations(
-            np.concatenate([part.features for part in parts]), np.concatenate([part.seconds for part in parts])
+            np.concatenate([np.empty((0, len(space.names))), *(part.features for part in parts)]),
+            np.concatenate([np.empty(0), *(part.seconds for part in parts)]),
         )
-        if len(equations) < 2 * len(space.names):
+        complete = len(parts) == len(runs)
+        if complete and len(equations) < 2 * len(space.names):
             raise InputError(
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
             )
-        self.iterations_ = len(batches)
-        self.domain_ = _domain(batches)
-        # What no batch has a part in (collectives on one device) is no coefficient of these runs.
-        there = np.asarray(equations.features.any(axis=0))
-        self._learn(space.only(there), Equations(equations.features[:, there], equations.seconds))
+        self.iterations_, self.equations_ = len(batches), len(equations)
+        self.domain_ = _domain(batches) if batches else {}
+        self._learn(space, equations, simulate, complete)
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
         return self
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
             return spans_of_recording(trace)
-        space = _Space(deployment)
+        space = CoefficientSpace(deployment)
 
-        def refine(found: Reconstruction) -> Any:
-            return space.step_seconds(_solve(space, space.equations(found.spans()), 0.01)[0])
+        def refined(found: Reconstruction) -> Any:
+            return space.step_seconds(solve(space, space.equations(found.spans()), 0.01)[0])
 
-        found = reconstruct(trace, deployment.config, space.step_seconds(space.prior), refine, known)
-        self.misplaced_ += found.misplaced
-        if found.misplaced > 0.1 * len(trace):
-            raise InputError(
+        found = reconstruct(trace, deployment.config, space.step_seconds(space.prior), refined, known)
+        if found.misplaced > MOST_MISPLACED * len(trace):
+            raise NotRecoverable(
                 f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: "
                 f"{found.misplaced} of {len(trace)} first tokens lie elsewhere; check the engine arguments "
-                "(max_num_seqs, max_num_batched_tokens, async_scheduling)"
+                "(max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling)"
             )
+        self.misplaced_ += found.misplaced
         return found.spans()
 
-    def _learn(self, space: _Space, equations: Equations) -> None:
-        self.strength_ = self.strength if self.strength is not None else _best_strength(space, equations)
-        values, weights, noise = _solve(space, equations, self.strength_)
-        scaled = equations.features * space.spread * weights[:, None] / noise
-        # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
-        inside = weights >= _base_weights(equations) * (1 - 1e-9)
-        # A prior that weighs more than 1 is data that weigh less: its own spread stays what it is.
-        scaled = scaled / np.sqrt(max(self.strength_, 1.0))
-        information = scaled[inside].T @ scaled[inside]
-        weight = min(self.strength_, 1.0)
-        covariance = np.linalg.inv(information + weight * np.eye(len(space.names)))
-        residual = (
-            (equations.features @ values - equations.seconds) * weights / (noise * np.sqrt(max(self.strength_, 1.0)))
-        )
-        deviation = np.sqrt(np.diag(covariance)) * space.spread
-        bound = 1.96 * _deviations(scaled, residual, covariance) * space.spread
-        prior_deviation = space.spread / np.sqrt(weight)
-        self.coefficients_ = [
-            FittedCoefficient(
-                name,
-                float(values[place]),
-                (float(max(space.least[place], values[place] - bound[place])), float(values[place] + bound[place])),
-                float(space.prior[place]),
-                bool(deviation[place] <= IDENTIFIED * prior_deviation[place]),
+    def _learn(
+        self, space: CoefficientSpace, equations: Equations, simulate: Sequence[Simulate], complete: bool
+    ) -> None:
+        """Equations first; then simulated latencies, where they tell more or are all there is."""
+        there = np.asarray(equations.features.any(axis=0))
+        if not complete:
+            there |= np.any([one(space).residuals(space.prior).jacobian.any(axis=0) for one in simulate], axis=0)
+        # What no batch has a part in (collectives on one device) is no coefficient of these runs.
+        space = space.only(there)
+        equations = Equations(equations.features[:, there], equations.seconds)
+        latencies = None
+        if not len(equations):
+            self.strength_ = 1.0 if self.strength is None else self.strength
+            runs = [one(space) for one in simulate]
+            prior = Prior(space.prior, space.spread, space.least, self.strength_)
+            latencies = refine(runs, scaled_start(runs, space.prior), prior, None)
+            evidence = _Evidence(space, equations, latencies.values, self.strength_, latencies)
+        else:
+            self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
+            values = solve(space, equations, self.strength_)[0]
+            # Where neighbouring spans err together, the model is wrong somewhere; the loss decides where it may be.
+            if not complete or systematic(space, equations) > SYSTEMATIC:
+                latencies = self._refined(space, equations, values, simulate)
+            evidence = _Evidence(
+                space, equations, values if latencies is None else latencies.values, self.strength_, latencies
             )
-            for place, name in enumerate(space.names)
-        ]
-        self.equations_ = len(equations)
-        self.residual_ = float(np.median(np.abs(equations.features @ values / equations.seconds - 1)))
-        self.singular_values_ = [float(one) for one in np.linalg.svd(scaled, compute_uv=False)]
-        correlation = covariance / np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
-        self.correlated_ = [
-            (space.names[left], space.names[right], float(correlation[left, right]))
-            for left in range(len(space.names))
-            for right in range(left)
-            if abs(correlation[left, right]) > CORRELATED
-        ]
+            residual = np.abs(equations.features @ evidence.values / equations.seconds - 1)
+            self.residual_ = float(np.median(residual))
+        self.simulations_ = latencies.simulations if latencies is not None else 0
+        self.coefficients_ = evidence.coefficients()
+        self.singular_values_ = evidence.singular_values()
+        self.correlated_ = evidence.correlated()
         self.sentences_ = [
             f"{left} and {right} can hardly be told apart (correlation {value:+.2f}): their sum is known better"
             for left, right, value in self.correlated_
         ]
 
-
-class _Space:
-    """The coefficients of a deployment: names, prior values and spreads, and the features of a batch.
-
-    A device component's feature is its seconds by the base profile, a host term's its unit's seconds times what it
-    counts. A linear model has no physics: its coefficients are in plausible units, and only weakly held.
-    """
-
-    def __init__(self, deployment: Deployment) -> None:
-        device: AcceleratorModel = deployment.accelerator.device
-        own = deployment.accelerator.coefficients
-        self.linear = isinstance(device, Linear)
-        if isinstance(device, Linear):
-            self.device: AcceleratorModel = Linear(LINEAR_UNITS)
-            self.names: tuple[str, ...] = device.components
-            self.prior: Floats = np.array(
-                [own[name] * device.seconds[name] / LINEAR_UNITS[name] for name in self.names]
-            )
-            self.spread: Floats = np.full(len(self.names), 10.0)
-            self.least: Floats = np.zeros(len(self.names))
-            return
-        self.device = device
-        self.names = (*device.components, *HOST_COMPONENTS)
-        host = deployment.accelerator.host
-        fitted = deployment.loaded.profile.coefficients
-        expected: Mapping[str, tuple[float, float]] = getattr(device, "expected_coefficients", {})
-        floors: Mapping[str, float] = getattr(device, "floors", {})
-        known = [name in fitted or name not in expected for name in device.components]
-        factors = [
-            own[name] if here else expected[name][0] for name, here in zip(device.components, known, strict=True)
-        ]
-        spreads = [expected[name][1] if name in expected else PRIOR_SPREAD for name in device.components]
-        terms = [own[name] * getattr(host, term) / HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()]
-        units: dict[str, Any] = {term: HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()}
-        self.host = replace(host, **units)
-        self.prior = np.array([*factors, *terms])
-        self.least = np.array([floors.get(name, 0.0) for name in self.names])
-        self.spread = np.array([*spreads, *(1.0 for _ in terms)])
-
-    def only(self, some: Rows) -> _Space:
-        """Return the space of some of the coefficients, for solving."""
-        part = copy(self)
-        part.names = tuple(name for name, there in zip(self.names, some, strict=True) if there)
-        part.prior, part.spread, part.least = self.prior[some], self.spread[some], self.least[some]
-        return part
-
-    def features(self, batch: Batch) -> Floats:
-        """Seconds of each component at a coefficient of 1."""
-        parts = self.device.step(batch)
-        if self.linear:
-            return np.array(parts)
-        return np.array([*parts, *self.host.seconds(batch)])
-
-    def equations(self, spans: Sequence[tuple[list[Batch], float]]) -> Equations:
-        """One equation a span."""
-        rows = [np.sum([self.features(batch) for batch in batches], axis=0) for batches, _ in spans]
-        return Equations(np.array(rows), np.array([seconds for _, seconds in spans]))
-
-    def step_seconds(self, values: Floats) -> Any:
-        """An iteration's seconds by those coefficients."""
-        return lambda batch: max(float(self.features(batch) @ values), 1e-6)
-
-
-def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats, Floats, float]:
-    """Robust bounded least squares; return coefficients, weights of the equations, and the noise at weight 1.
-
-    The noise of a span grows with the root of its length (independent iterations). Residuals beyond 1.5 times the noise
-    count by their size and no longer by its square (Huber).
-    """
-    base = _base_weights(equations)
-    values = space.prior.copy()
-    weights, noise = base, 1.0
-    for _ in range(15):
-        residual = (equations.features @ values - equations.seconds) * base
-        noise = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
-        weights = base * np.sqrt(np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-15)))
-        matrix = np.vstack(
-            [
-                equations.features * space.spread * (weights / noise)[:, None],
-                np.sqrt(strength) * np.eye(len(space.names)),
-            ]
+    def _refined(
+        self, space: CoefficientSpace, equations: Equations, start: Floats, simulate: Sequence[Simulate]
+    ) -> Fitted | None:
+        """Lower the error of simulated latencies from where the equations lead."""
+        try:
+            runs = [one(space) for one in simulate]
+        except InputError:
+            return None  # recorded iterations without requests' stamps
+        base = base_weights(equations)
+        off = (equations.features @ start - equations.seconds) * base
+        noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
+        rows = LinearRows(
+            equations.features * (base / noise)[:, None], equations.seconds * base / noise, 1 / max(self.strength_, 1.0)
         )
-        target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
-        found = lsq_linear(matrix, target, bounds=(space.least / space.spread, np.inf)).x * space.spread
-        close = np.max(np.abs(found - values) / space.spread) < 1e-4
-        values = found
-        if close:
-            break
-    return values, weights, noise
+        prior = Prior(space.prior, space.spread, space.least, min(self.strength_, 1.0))
+        return refine(runs, start, prior, rows)
 
 
-def _base_weights(equations: Equations) -> Floats:
-    weights: Floats = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
-    return weights
+def _simulated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> SimulatedRun:
+    """A run that can be simulated, with the features of its own shapes for the coefficients of a space."""
+    trace, deployment, known = run
+    return SimulatedRun(trace, deployment.config, own.only(space.chosen).features, known)
 
 
-def _best_strength(space: _Space, equations: Equations) -> float:
-    """The prior's weight under which blocks of time predict each other best; only training equations are seen."""
-    strengths = [one for one in STRENGTHS if one <= 1 or _systematic(space, equations) > SYSTEMATIC]
-    folds = np.array_split(np.arange(len(equations)), FOLDS)
-    scores = []
-    for strength in strengths:
-        errors = []
-        for fold in folds:
-            others = np.setdiff1d(np.arange(len(equations)), fold)
-            values, _, _ = _solve(space, equations.rows(others), strength)
-            left_out = equations.rows(fold)
-            errors.append(np.abs(left_out.features @ values / left_out.seconds - 1))
-        scores.append(float(np.concatenate(errors).mean()))
-    # The strongest prior that is not clearly worse: what the data do not need stays at physics.
-    best = min(scores)
-    return next(strength for strength, score in zip(strengths, scores, strict=True) if score <= AS_GOOD * best)
+class _Evidence:
+    """How well equations and simulated latencies tell the coefficients."""
+
+    def __init__(
+        self,
+        space: CoefficientSpace,
+        equations: Equations,
+        values: Floats,
+        strength: float,
+        latencies: Fitted | None,
+    ) -> None:
+        self.space, self.values = space, values
+        self.weight = min(strength, 1.0)
+        # A prior that weighs more than 1 is data that weigh less: its own spread stays what it is.
+        self.groups = [_equation_rows(space, equations, values, max(strength, 1.0))] if len(equations) else []
+        bread = self._precision([1.0] * len(self.groups))
+        honest = bread
+        if latencies is not None:
+            self.groups.append((latencies.rows * space.spread, latencies.residuals))
+            ones = [1.0] * len(self.groups)
+            bread = self._precision(ones)
+            # Latencies of one run err together: they are fewer than they look.
+            honest = self._precision([*ones[:-1], 1 / going_together(latencies.residuals)])
+        self.covariance = np.linalg.inv(honest)
+        self.deviation = deviations(self.groups, np.linalg.inv(bread), self.covariance) * space.spread
+
+    def _precision(self, weights: Sequence[float]) -> Floats:
+        found: Floats = self.weight * np.eye(len(self.space.names))
+        for (rows, _), weight in zip(self.groups, weights, strict=True):
+            found = found + weight * rows.T @ rows
+        return found
+
+    def coefficients(self) -> list[FittedCoefficient]:
+        space, bound = self.space, 1.96 * self.deviation
+        before = space.spread / np.sqrt(self.weight)
+        after = np.sqrt(np.diag(self.covariance)) * space.spread
+        return [
+            FittedCoefficient(
+                name,
+                float(value),
+                (float(max(space.least[place], value - bound[place])), float(value + bound[place])),
+                float(space.prior[place]),
+                bool(after[place] <= IDENTIFIED * before[place]),
+            )
+            for place, (name, value) in enumerate(zip(space.names, self.values, strict=True))
+        ]
+
+    def singular_values(self) -> list[float]:
+        rows = np.vstack([rows for rows, _ in self.groups])
+        return [float(one) for one in np.linalg.svd(rows, compute_uv=False)]
+
+    def correlated(self) -> list[tuple[str, str, float]]:
+        scale = np.sqrt(np.diag(self.covariance))
+        correlation = self.covariance / np.outer(scale, scale)
+        names = self.space.names
+        return [
+            (names[left], names[right], float(correlation[left, right]))
+            for left in range(len(names))
+            for right in range(left)
+            if abs(correlation[left, right]) > CORRELATED
+        ]
 
 
-def _systematic(space: _Space, equations: Equations) -> float:
-    """Variance of the sums over blocks of neighbouring residuals, over what independent ones would have."""
-    if space.linear:
-        return 0.0  # its prior holds no physics to fall back on
-    values, weights, _ = _solve(space, equations, 1.0)
-    residual = (equations.features @ values - equations.seconds) * weights
-    edges = np.arange(0, len(residual), max(2, round(len(residual) ** 0.5)))
-    return float((np.add.reduceat(residual, edges) ** 2).sum() / (residual**2).sum())
-
-
-def _deviations(scaled: Floats, residual: Floats, covariance: Floats) -> Floats:
-    """Standard deviations that hold also where the noise grows with a span, or neighbours share theirs.
-
-    The largest of three: equal and independent noise; each equation's own (White); neighbours' together, in blocks of
-    sqrt(n) (cluster-robust). ``scaled`` and ``residual`` are in units of the noise.
-    """
-    found = [np.diag(covariance)]
-    for width in (1, max(2, round(len(residual) ** 0.5))):
-        edges = np.arange(0, len(residual), width)
-        pushes = np.add.reduceat(scaled * residual[:, None], edges, axis=0)
-        small = len(edges) / max(len(edges) - 1, 1)
-        found.append(np.diag(covariance @ (small * pushes.T @ pushes) @ covariance))
-    deviations: Floats = np.sqrt(np.max(found, axis=0))
-    return deviations
+def _equation_rows(
+    space: CoefficientSpace, equations: Equations, values: Floats, temper: float
+) -> tuple[Floats, Floats]:
+    """Rows and residuals of the equations, in units of prior spread and of noise."""
+    base = base_weights(equations)
+    off = (equations.features @ values - equations.seconds) * base
+    noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
+    robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off), 1e-15)))
+    scale = base * robust / (noise * np.sqrt(temper))
+    # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
+    slope = np.where(robust >= 1, 1.0, 0.0)
+    return equations.features * space.spread * (scale * slope)[:, None], off / base * scale
 
 
 def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:
@@ -396,18 +313,3 @@ def _domain(batches: Sequence[Batch]) -> dict[str, Any]:
         "tokens": [min(batch.num_tokens for batch in batches), max(batch.num_tokens for batch in batches)],
         "context": [min(contexts, default=0), max(contexts, default=0)],
     }
-
-
-def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoefficient]) -> Deployment:
-    """Return the deployment with learned coefficients in force."""
-    values = {one.name: one.value for one in coefficients}
-    if isinstance(deployment.accelerator.device, Linear):
-        seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
-        accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
-    else:
-        units: dict[str, Any] = {
-            HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()
-        }
-        host = replace(deployment.accelerator.host, **units)
-        accelerator = WithHost(deployment.accelerator.device, host, values)
-    return replace(deployment, accelerator=accelerator)

@@ -1,9 +1,9 @@
 """Fitting coefficients to simulated latencies: damped Gauss-Newton steps, each accepted on a fresh simulation.
 
-The loss is Huber's, over the latencies that were measured (``calibrate.simulated``) and the spans of iterations that are
-linear in the coefficients (``calibrate.fit.Equations``), each in units of its own noise, with a pull towards the base
-profile. A step solves the linearised problem inside the bounds; it counts only if the simulated loss falls, for the
-schedule may change with the coefficients.
+The loss is Huber's, over the latencies that were measured (``calibrate.simulated``) and the spans of iterations that
+are linear in the coefficients (``calibrate.space.Equations``), each in units of its own noise, with a pull towards the
+base profile. A step solves the linearised problem inside the bounds; it counts only if the simulated loss falls, for
+the schedule may change with the coefficients.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def scaled_start(runs: Sequence[SimulatedRun], values: Floats) -> Floats:
     """Return the coefficients times the factor under which latencies are right by order of magnitude."""
 
     def off(scale: float) -> float:
-        shares = [
-            np.abs(np.log(np.maximum(1 + run.residuals(scale * values).values, 1e-3))).mean() for run in runs
-        ]
+        shares = [np.abs(np.log(np.maximum(1 + run.residuals(scale * values).values, 1e-3))).mean() for run in runs]
         return float(np.mean(shares))
 
     return min(SCALES, key=off) * values
@@ -106,7 +104,7 @@ def refine(
     found = [run.residuals(values) for run in runs]
     tried = 0
     for _ in range(STAGES):
-        problem = _Problem(prior, linear, [_noise(one) for one in found])
+        problem = _Problem(prior, linear, found)
         loss, damping = problem.loss(values, found), 0.01
         began = loss
         for _ in range(STEPS):
@@ -134,11 +132,16 @@ def refine(
 class _Problem:
     """The loss under one estimate of the noise, and its linearisation."""
 
-    def __init__(self, prior: Prior, linear: LinearRows | None, noise: list[Floats]) -> None:
-        self.prior, self.linear, self.noise = prior, linear, noise
+    def __init__(self, prior: Prior, linear: LinearRows | None, found: Sequence[Residuals]) -> None:
+        self.prior, self.linear = prior, linear
+        self.noise = [_noise(one) for one in found]
+        self.worth = [_worth(one, noise) for one, noise in zip(found, self.noise, strict=True)]
 
     def loss(self, values: Floats, found: Sequence[Residuals]) -> float:
-        total = sum(_huber(one.values / noise[one.kinds]) for one, noise in zip(found, self.noise, strict=True))
+        total = sum(
+            _huber(one.values / noise[one.kinds], worth[one.kinds])
+            for one, noise, worth in zip(found, self.noise, self.worth, strict=True)
+        )
         if self.linear is not None:
             total += self.linear.weight * _huber(self.linear.matrix @ values - self.linear.target)
         pull = (values - self.prior.mean) / self.prior.spread
@@ -146,9 +149,9 @@ class _Problem:
 
     def latency_rows(self, found: Sequence[Residuals]) -> tuple[Floats, Floats]:
         rows, residuals = [], []
-        for one, noise in zip(found, self.noise, strict=True):
+        for one, noise, worth in zip(found, self.noise, self.worth, strict=True):
             off = one.values / noise[one.kinds]
-            weight = _robust(off)
+            weight = _robust(off) * np.sqrt(worth[one.kinds])
             rows.append(one.jacobian * (weight / noise[one.kinds])[:, None])
             residuals.append(off * weight)
         return np.concatenate(rows), np.concatenate(residuals)
@@ -173,7 +176,8 @@ class _Problem:
             np.concatenate([*targets, np.zeros(values.size)]),
             bounds=(np.minimum((self.prior.least - values) / spread, 0.0) - 1e-9, np.inf),
         ).x
-        return np.maximum(values + moved * spread, self.prior.least)
+        stepped: Floats = np.maximum(values + moved * spread, self.prior.least)
+        return stepped
 
 
 def _noise(found: Residuals) -> Floats:
@@ -186,9 +190,26 @@ def _noise(found: Residuals) -> Floats:
     return noise
 
 
-def _huber(off: Floats) -> float:
+def _worth(found: Residuals, noise: Floats) -> Floats:
+    """How many independent ones each latency is worth: requests that share a queue err together."""
+    worth = np.ones(len(LATENCIES))
+    for kind in range(len(LATENCIES)):
+        off = np.clip(found.values[found.kinds == kind] / noise[kind], -2 * HUBER, 2 * HUBER)
+        if off.size:
+            worth[kind] = 1 / going_together(off)
+    return worth
+
+
+def going_together(residuals: Floats) -> float:
+    """Variance of the sums over blocks of sqrt(n) neighbours, over what independent ones would have; at least 1."""
+    edges = np.arange(0, len(residuals), max(2, round(len(residuals) ** 0.5)))
+    blocks = np.add.reduceat(residuals, edges)
+    return max(1.0, float((blocks**2).sum() / max(float((residuals**2).sum()), 1e-30)))
+
+
+def _huber(off: Floats, weight: Floats | float = 1.0) -> float:
     size = np.abs(off)
-    return float(np.where(size < HUBER, size * size, 2 * HUBER * size - HUBER**2).sum())
+    return float((weight * np.where(size < HUBER, size * size, 2 * HUBER * size - HUBER**2)).sum())
 
 
 def _robust(off: Floats) -> Floats:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.errors import Comparison
-from calibrate.fit import ProfileFit, with_coefficients
+from calibrate.fit import ProfileFit
+from calibrate.space import with_coefficients
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.run import replay

@@ -44,6 +44,10 @@ CROWDED = 1000.0
 """Cost of two stamps of different time in one iteration, which cannot be."""
 
 
+class NotRecoverable(InputError):
+    """A run's schedule cannot be told from its stamps."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """Batches of a run's iterations, and the time between those whose end was stamped.
@@ -98,7 +102,7 @@ def reconstruct(
 
     Raises
     ------
-    InputError
+    NotRecoverable
         If the trace has not the stamps it takes.
     """
     puzzle = _Puzzle(trace, config, known)
@@ -134,9 +138,11 @@ class _Puzzle:
         if known is not None:
             stamped &= known[rows]
         if stamped.sum() < 2:
-            raise InputError(f"{trace.name} has not the engine stamps (scheduled, first and last token) that it takes")
+            raise NotRecoverable(
+                f"{trace.name} has not the engine stamps (scheduled, first and last token) that it takes"
+            )
         if np.nansum(trace.column("preemptions")[rows]) > 0:
-            raise InputError(f"{trace.name} has preemptions: its schedule cannot be recovered from stamps")
+            raise NotRecoverable(f"{trace.name} has preemptions: its schedule cannot be recovered from stamps")
         self.arrival, self.scheduled = arrival, scheduled
         self.known = np.flatnonzero(stamped)
         self.first, self.last = first[stamped], last[stamped]

@@ -13,8 +13,9 @@ import click
 import numpy as np
 
 from calibrate.cli.options import load_trace, render_text, write_output
-from calibrate.fit import HOST_UNITS, LINEAR_UNITS, ProfileFit
+from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
+from calibrate.space import HOST_UNITS, LINEAR_UNITS
 from profiles.deployment import resolve
 from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of

@@ -1,0 +1,117 @@
+"""Robust bounded least squares on spans of iterations whose time was measured.
+
+``features @ coefficients = seconds``, each equation weighted by the root of its span, Huber's loss against single wrong
+equations, a pull towards the base profile whose strength cross-validation over blocks of time chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import lsq_linear
+
+from calibrate.space import CoefficientSpace, Equations
+
+Floats = npt.NDArray[np.floating[Any]]
+
+STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.1, 0.01, 1e-3)
+"""Weights of the prior that cross-validation chooses from; 1 takes its spread and the noise at their word."""
+SYSTEMATIC = 2.0
+"""Neighbouring residuals that go together by this factor are the model's error and no noise, of which more data does
+not bring less: only then may the prior weigh more than 1."""
+AS_GOOD = 1.05
+"""The strongest prior is taken whose cross-validated error is within this factor of the best."""
+FOLDS = 5
+SHORTEST = 0.01
+"""Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
+
+
+def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tuple[Floats, Floats, float]:
+    """Robust bounded least squares; return coefficients, weights of the equations, and the noise at weight 1.
+
+    The noise of a span grows with the root of its length (independent iterations). Residuals beyond 1.5 times the noise
+    count by their size and no longer by its square (Huber).
+    """
+    base = base_weights(equations)
+    values = space.prior.copy()
+    weights, noise = base, 1.0
+    for _ in range(15):
+        residual = (equations.features @ values - equations.seconds) * base
+        noise = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
+        weights = base * np.sqrt(np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-15)))
+        matrix = np.vstack(
+            [
+                equations.features * space.spread * (weights / noise)[:, None],
+                np.sqrt(strength) * np.eye(len(space.names)),
+            ]
+        )
+        target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
+        found = lsq_linear(matrix, target, bounds=(space.least / space.spread, np.inf)).x * space.spread
+        close = np.max(np.abs(found - values) / space.spread) < 1e-4
+        values = found
+        if close:
+            break
+    return values, weights, noise
+
+
+def base_weights(equations: Equations) -> Floats:
+    """Weight of each equation before Huber's: one over the root of its seconds."""
+    weights: Floats = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
+    return weights
+
+
+def best_strength(space: CoefficientSpace, equations: Equations) -> float:
+    """The prior's weight under which blocks of time predict each other best; only training equations are seen."""
+    # A linear model's prior holds no physics to fall back on.
+    may_lead = not space.linear and systematic(space, equations) > SYSTEMATIC
+    strengths = [one for one in STRENGTHS if one <= 1 or may_lead]
+    folds = np.array_split(np.arange(len(equations)), FOLDS)
+    scores = []
+    for strength in strengths:
+        errors = []
+        for fold in folds:
+            others = np.setdiff1d(np.arange(len(equations)), fold)
+            values, _, _ = solve(space, equations.rows(others), strength)
+            left_out = equations.rows(fold)
+            errors.append(np.abs(left_out.features @ values / left_out.seconds - 1))
+        scores.append(float(np.concatenate(errors).mean()))
+    # The strongest prior that is not clearly worse: what the data do not need stays at physics.
+    best = min(scores)
+    return next(strength for strength, score in zip(strengths, scores, strict=True) if score <= AS_GOOD * best)
+
+
+def systematic(space: CoefficientSpace, equations: Equations) -> float:
+    """Variance of the sums over blocks of neighbouring residuals, over what independent ones would have."""
+    values, weights, _ = solve(space, equations, 1.0)
+    residual = (equations.features @ values - equations.seconds) * weights
+    edges = np.arange(0, len(residual), max(2, round(len(residual) ** 0.5)))
+    return float((np.add.reduceat(residual, edges) ** 2).sum() / (residual**2).sum())
+
+
+def deviations(groups: Sequence[tuple[Floats, Floats]], bread: Floats, least: Floats) -> Floats:
+    """Standard deviations that hold also where noise grows with a span, or neighbours share theirs.
+
+    The largest of three: what equal and independent noise gives (``least``, a covariance); each equation's own (White);
+    neighbours' together, in blocks of sqrt(n) (cluster-robust).
+
+    Parameters
+    ----------
+    groups : sequence of (array (n, coefficients), array (n,))
+        Rows and residuals in units of their noise, group by group in order of time.
+    bread, least : array (coefficients, coefficients)
+        Inverse of the loss's second derivative, and the covariance under independent noise.
+    """
+    found = [np.diag(least)]
+    for block in (False, True):
+        meat: Floats = np.zeros_like(bread)
+        for rows, residuals in groups:
+            width = max(2, round(len(residuals) ** 0.5)) if block else 1
+            edges = np.arange(0, len(residuals), width)
+            pushes = np.add.reduceat(rows * residuals[:, None], edges, axis=0)
+            meat = meat + len(edges) / max(len(edges) - 1, 1) * pushes.T @ pushes
+        found.append(np.diag(bread @ meat @ bread))
+    largest: Floats = np.sqrt(np.max(found, axis=0))
+    return largest

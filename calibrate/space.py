@@ -1,0 +1,146 @@
+"""The coefficients that a fit learns: names, what is expected of them, and the features of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from profiles.deployment import Deployment
+from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
+from simulator.accelerators.linear import Linear
+from simulator.batch import Batch
+
+Floats = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.bool_]
+
+HOST_UNITS = {
+    "host_step": 1e-3,
+    "host_sequence": 1e-5,
+    "host_prefill_layer": 1e-3,
+    "host_prefill_token": 1e-5,
+    "graph_padding": 2e-4,
+    "beyond_graphs": 1e-3,
+    "longest_context": 5e-7,
+}
+"""Seconds of one unit of each term beside the device: a coefficient of 1 is a plausible size."""
+LINEAR_UNITS = {
+    "step": 5e-3,
+    "sequence": 1e-4,
+    "token": 5e-5,
+    "prefill_step": 5e-3,
+    "prefill_attention": 1e-8,
+    "decode_attention": 1e-7,
+}
+PRIOR_SPREAD = 0.5
+"""Standard deviation of a device coefficient before any data, where the accelerator model does not say."""
+
+
+@dataclass(frozen=True)
+class FittedCoefficient:
+    """A learned factor on one component: value, 95 % interval, where it started, and whether the data told it."""
+
+    name: str
+    value: float
+    ci95: tuple[float, float]
+    prior: float
+    identified: bool
+
+
+@dataclass(frozen=True)
+class Equations:
+    """``features @ coefficients = seconds``: one row a span of iterations, in order of time."""
+
+    features: Floats
+    seconds: Floats
+
+    def __len__(self) -> int:
+        return int(self.seconds.size)
+
+    def rows(self, some: Any) -> Equations:
+        """Some of the equations."""
+        return Equations(self.features[some], self.seconds[some])
+
+
+class CoefficientSpace:
+    """The coefficients of a deployment: names, prior values and spreads, and the features of a batch.
+
+    A device component's feature is its seconds by the base profile, a host term's its unit's seconds times what it
+    counts. A linear model has no physics: its coefficients are in plausible units, and only weakly held.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        device: AcceleratorModel = deployment.accelerator.device
+        own = deployment.accelerator.coefficients
+        self.linear = isinstance(device, Linear)
+        if isinstance(device, Linear):
+            self.device: AcceleratorModel = Linear(LINEAR_UNITS)
+            self.names: tuple[str, ...] = device.components
+            self.prior: Floats = np.array(
+                [own[name] * device.seconds[name] / LINEAR_UNITS[name] for name in self.names]
+            )
+            self.spread: Floats = np.full(len(self.names), 10.0)
+            self.least: Floats = np.zeros(len(self.names))
+            self.chosen: Rows = np.ones(len(self.names), dtype=bool)
+            return
+        self.device = device
+        self.names = (*device.components, *HOST_COMPONENTS)
+        host = deployment.accelerator.host
+        fitted = deployment.loaded.profile.coefficients
+        expected: Mapping[str, tuple[float, float]] = getattr(device, "expected_coefficients", {})
+        floors: Mapping[str, float] = getattr(device, "floors", {})
+        known = [name in fitted or name not in expected for name in device.components]
+        factors = [
+            own[name] if here else expected[name][0] for name, here in zip(device.components, known, strict=True)
+        ]
+        spreads = [expected[name][1] if name in expected else PRIOR_SPREAD for name in device.components]
+        terms = [own[name] * getattr(host, term) / HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()]
+        units: dict[str, Any] = {term: HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()}
+        self.host = replace(host, **units)
+        self.prior = np.array([*factors, *terms])
+        self.least = np.array([floors.get(name, 0.0) for name in self.names])
+        self.spread = np.array([*spreads, *(1.0 for _ in terms)])
+        self.chosen = np.ones(len(self.names), dtype=bool)
+
+    def only(self, some: Rows) -> CoefficientSpace:
+        """Return the space of some of the coefficients."""
+        part = copy(self)
+        part.names = tuple(name for name, there in zip(self.names, some, strict=True) if there)
+        part.prior, part.spread, part.least = self.prior[some], self.spread[some], self.least[some]
+        part.chosen = self.chosen.copy()
+        part.chosen[self.chosen] = some
+        return part
+
+    def features(self, batch: Batch) -> Floats:
+        """Seconds of each component at a coefficient of 1."""
+        parts = self.device.step(batch)
+        every = np.array(parts if self.linear else [*parts, *self.host.seconds(batch)])
+        return every[self.chosen]
+
+    def equations(self, spans: Sequence[tuple[list[Batch], float]]) -> Equations:
+        """One equation a span."""
+        rows = [np.sum([self.features(batch) for batch in batches], axis=0) for batches, _ in spans]
+        return Equations(np.array(rows), np.array([seconds for _, seconds in spans]))
+
+    def step_seconds(self, values: Floats) -> Any:
+        """An iteration's seconds by those coefficients."""
+        return lambda batch: max(float(self.features(batch) @ values), 1e-6)
+
+
+def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoefficient]) -> Deployment:
+    """Return the deployment with learned coefficients in force."""
+    values = {one.name: one.value for one in coefficients}
+    if isinstance(deployment.accelerator.device, Linear):
+        seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
+        accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
+    else:
+        units: dict[str, Any] = {
+            HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()
+        }
+        host = replace(deployment.accelerator.host, **units)
+        accelerator = WithHost(deployment.accelerator.device, host, values)
+    return replace(deployment, accelerator=accelerator)
