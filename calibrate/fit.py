@@ -21,6 +21,7 @@ from scipy.optimize import lsq_linear
 from calibrate.reconstruction import Reconstruction, reconstruct, spans_of_recording
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from profiles.profile import Profile
 from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
 from simulator.accelerators.linear import Linear
@@ -114,6 +115,8 @@ class ProfileFit:
         Of the equations in units of prior spread and noise: values below 1 are directions the data do not tell.
     domain_ : dict
         Range of sequences, tokens and contexts in the fitted iterations.
+    spans_ : list of (list of Batch, float)
+        What was fitted: the iterations between two measured ends, and the seconds between those.
     """
 
     strength: float | None = None
@@ -127,6 +130,7 @@ class ProfileFit:
     sentences_: list[str] = field(default_factory=list, init=False)
     singular_values_: list[float] = field(default_factory=list, init=False)
     domain_: dict[str, Any] = field(default_factory=dict, init=False)
+    spans_: list[tuple[list[Batch], float]] = field(default_factory=list, init=False, repr=False)
 
     def fit(self, runs: Sequence[tuple[Trace, Deployment, Rows | None]]) -> ProfileFit:
         """Learn from one or more runs, which share their coefficients.
@@ -149,6 +153,7 @@ class ProfileFit:
             spans = self._spans(trace, deployment, known)
             parts.append(_Space(deployment).equations(spans))
             batches += [batch for inside, _ in spans for batch in inside]
+            self.spans_ += spans
         equations = Equations(
             np.concatenate([part.features for part in parts]), np.concatenate([part.seconds for part in parts])
         )
@@ -163,6 +168,19 @@ class ProfileFit:
         self._learn(space.only(there), Equations(equations.features[:, there], equations.seconds))
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
         return self
+
+    @property
+    def num_coefficients_(self) -> int:
+        """Numbers that were learned."""
+        return len(self.coefficients_)
+
+    def deployment(self, base: Deployment) -> Deployment:
+        """Return the deployment with what was learned in force."""
+        return with_coefficients(base, self.coefficients_)
+
+    def written(self, profile: Profile, stem: str) -> tuple[Profile, dict[str, bytes]]:
+        """Return the profile with what was learned, and the files that lie beside it, by name; here there are none."""
+        return profile, {}
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
@@ -377,7 +395,7 @@ def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoeff
     """Return the deployment with learned coefficients in force."""
     values = {one.name: one.value for one in coefficients}
     if isinstance(deployment.accelerator.device, Linear):
-        seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
+        seconds = {name: value * LINEAR_UNITS[name] for name, value in values.items()}
         accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
     else:
         units = {HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from calibrate.cli.options import load_trace, render_text, write_output
 from calibrate.fit import HOST_UNITS, LINEAR_UNITS, ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
+from calibrate.learners import learner_for
 from profiles.deployment import resolve
 from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of
@@ -68,7 +69,7 @@ def command(
         deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
         runs.append((trace, deployment))
     held = hold_out(runs, holdout, strength) if holdout else []
-    fit = ProfileFit(strength).fit([(trace, deployment, None) for trace, deployment in runs])
+    fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
     everything = [np.ones(len(trace), dtype=bool) for trace, _ in runs]
     in_sample = mean_errors(score(runs, fit, everything))
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
@@ -96,7 +97,11 @@ def command(
         "seconds": round(time.monotonic() - begun, 3),
         "profile": str(target),
     }
-    write_output(_profile(loaded, runs, fit, document, target).to_yaml(), target)
+    stem = target.name.removesuffix(".yaml").removesuffix(".yml")
+    profile, files = fit.written(_profile(loaded, runs, fit, document, target), stem)
+    for name, content in files.items():
+        write_output(content, target.parent / name)
+    write_output(profile.to_yaml(), target)
     if style == "json":
         click.echo(json.dumps(document, indent=1))
         return
@@ -119,7 +124,7 @@ def _profile(
     units = {term: HOST_UNITS[name] if name in fitted else 0.0 for name, term in HOST_COMPONENTS.items()}
     host = Host.model_validate({**units, "source": "units of the fitted coefficients of the same terms"})
     if isinstance(device, Linear):
-        options["seconds"] = dict(LINEAR_UNITS)
+        options["seconds"] = {name: LINEAR_UNITS[name] for name in Linear.components if name in fitted}
         host = Host(per_step=0.0, per_sequence=0.0, source="part of the fitted coefficients")
     metrics = {"in_sample": {key: round(value["mape"], 5) for key, value in document["in_sample"].items()}}
     held = document["holdout"]
