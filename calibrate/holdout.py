@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.errors import Comparison
+from calibrate.errors import Comparison, bootstrap_interval
 from calibrate.learners import Learner, learner_for
 from profiles.deployment import Deployment
 from profiles.errors import InputError
@@ -126,9 +126,9 @@ def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[t
     return results
 
 
-def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float]]:
-    """Per-request errors over several comparisons, each request counting once."""
-    found: dict[str, dict[str, float]] = {}
+def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
+    """Per-request errors over several comparisons, each request counting once; intervals as in ``Comparison``."""
+    found: dict[str, dict[str, Any]] = {}
     for metric in ("ttft", "tpot", "e2e"):
         pairs = [comparison.pairs(metric) for comparison in comparisons]
         measured: Any = np.concatenate([one for one, _ in pairs])
@@ -136,10 +136,13 @@ def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float]
         fine = (measured > 0) & ~np.isnan(predicted)
         if fine.any():
             relative = predicted[fine] / measured[fine] - 1
+            absolute = np.abs(relative)
+            interval = bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)) if absolute.size > 1 else None
             found[metric] = {
                 "n": int(fine.sum()),
-                "mape": float(np.abs(relative).mean()),
-                "median_ape": float(np.median(np.abs(relative))),
+                "mape": float(absolute.mean()),
+                "mape_ci95": interval and list(interval),
+                "median_ape": float(np.median(absolute)),
                 "bias": float(relative.mean()),
             }
     return found

@@ -29,14 +29,24 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 @click.command("fit")
 @click.argument("traces", nargs=-1, required=True, metavar="TRACE...")
 @click.option(
-    "--base", required=True, help="Profile to start from: YAML, library name, roofline:<hardware>, or linear."
+    "--base", help="Profile to start from: YAML, library name, roofline:<hardware>, linear, or regression (learned)."
 )
-@click.option("--holdout", help="Also fit a part and score the rest: time:0.5, kfold-time:5 or trace:NAME.")
+@click.option(
+    "--compare",
+    "bases",
+    multiple=True,
+    metavar="BASE",
+    help="Instead of --base and -o, several times: rank these bases by what they predict of held-out requests.",
+)
+@click.option(
+    "--holdout",
+    help="Also fit a part and score the rest: time:0.5 (what --compare does if nothing is said), kfold-time:5 or "
+    "trace:NAME.",
+)
 @click.option(
     "-o",
     "--profile",
     "target",
-    required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the fitted profile goes (YAML).",
 )
@@ -51,9 +61,10 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(
     traces: tuple[str, ...],
-    base: str,
+    base: str | None,
+    bases: tuple[str, ...],
     holdout: str | None,
-    target: Path,
+    target: Path | None,
     settings: tuple[str, ...],
     model: str | None,
     assume_defaults: bool,
@@ -61,6 +72,15 @@ def command(
     style: str,
 ) -> None:
     """Fit a profile's coefficients to the engine stamps of TRACEs, or to their recorded iterations."""
+    if bases:
+        if base is not None or target is not None:
+            raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
+        from calibrate.cli.fit_compare import compare
+
+        compare(traces, bases, holdout or "time:0.5", settings, model, assume_defaults, strength, style)
+        return
+    if base is None or target is None:
+        raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
