@@ -272,7 +272,9 @@ def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
     levels = {}
     for name, percentile in PERCENTILES.items():
         left, right = _level(measured, percentile), _level(predicted, percentile)
-        interval = bootstrap_interval(np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile))
+        interval = bootstrap_interval(
+            np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile)
+        )
         levels[name] = Level(left, right, right / left - 1 if left > 0 else np.nan, interval)
     return MetricErrors(
         n=int(relative.size),

@@ -1,14 +1,14 @@
 """Ranking ways to model an accelerator by what they predict of the same held-out requests.
 
 Every class is fitted to the same part, runs the same engine, and is scored on the same requests. The criterion is the
-mean of the held-out MAPEs of TTFT, TPOT and E2E. Whether two classes differ is told from their paired differences request
-by request: the runs they are compared on are few, and what one run has of luck both share.
+mean of the held-out MAPEs of TTFT, TPOT and E2E. Whether two classes differ is told from their differences request by
+request: what is hard to predict in a run is so for both.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from replay.run import facts_of
 from replay.trace import Trace
 from simulator.errors import SimulationError
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float64]
 METRICS = ("ttft", "tpot", "e2e")
 
 
@@ -145,7 +145,9 @@ def rank(
                 said = base.profile.engine
                 extra = tuple(f"engine.{name}={value}" for name, value in values.items() if name not in said)
                 every = (*extra, *settings)
-                deployment = resolve(base, facts_of(trace), settings=every, model=model, assume_defaults=assume_defaults)
+                deployment = resolve(
+                    base, facts_of(trace), settings=every, model=model, assume_defaults=assume_defaults
+                )
                 runs.append((trace, deployment))
             entrant = _Entrant(base, runs, [])
             for part in split:
@@ -156,6 +158,7 @@ def rank(
             entrants.append(entrant)
         except (InputError, SimulationError) as error:
             failed[base.origin] = str(error)
+    failed = {name: failed[name] for name in bases if name in failed}
     if not entrants:
         raise InputError("none can be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     by_trace = {trace.name: values for trace, values in zip(traces, assumed, strict=True) if values}

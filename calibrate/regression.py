@@ -2,13 +2,13 @@
 
 Gradient boosting cannot extrapolate, and the part of a run that one wants predicted is often outside what was seen
 (the last batches of a run are its smallest). So the trees correct a linear fit, which goes on where they end
-(``simulator.accelerators.regression``). How many trees, and how much of the linear slopes they may replace, is chosen by
-cross-validation over blocks of time of the training part; none at all if they do not help.
+(``simulator.accelerators.regression``). How many trees, and how much of the linear slopes they may replace, is chosen
+by cross-validation over blocks of time of the training part; none at all if they do not help.
 
 Where a span holds several iterations, only the sum of their seconds was measured. If each iteration's noise has a
-variance in proportion to its seconds, the expectation of one, given the sum, is its predicted seconds times the ratio of
-the measured to the predicted sum. Sharing spans so by the linear fit, growing trees, and sharing anew by what these say
-is expectation maximisation; two rounds are as good as more.
+variance in proportion to its seconds, the expectation of one, given the sum, is its predicted seconds times the ratio
+of the measured to the predicted sum. Sharing spans so by the linear fit, growing trees, and sharing anew by what these
+say is expectation maximisation; two rounds are as good as more.
 
 The trees are scikit-learn's ``DecisionTreeRegressor``, boosted here: unlike ``HistGradientBoostingRegressor`` it says
 publicly what its trees look like, so that a profile can hold them as numbers (``profiles.regression_trees``).
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.fit import FOLDS, LINEAR_UNITS, SHORTEST, ProfileFit, Rows
+from calibrate.fit import FOLDS, LINEAR_UNITS, SHORTEST, Equations, ProfileFit, Rows, _solve, _Space
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from profiles.profile import Accelerator, Host, Profile
@@ -41,6 +41,10 @@ KEPT = (0.9, 0.75)
 """Shares of the linear slopes that the trees leave alone, for cross-validation to choose from."""
 STAGES = (20, 40, 60, 80, 100)
 """Numbers of trees, likewise."""
+LINEAR_ALONE = (1.0, 0)
+"""The choice of no trees."""
+STRETCH = 10
+"""Spans. A request waits for many iterations, so errors that add up count besides those of single spans."""
 GAIN = 0.98
 """Trees are kept if they bring the cross-validated error down to this share of the linear fit's, or below."""
 RATE = 0.1
@@ -50,7 +54,7 @@ LEAST_ROWS = 20
 BEND = 0.9
 """Quantile of the residuals beyond which they count as being there (Friedman 2001, M-regression)."""
 ROUNDS = 2
-MOST_ROWS = 4000
+MOST_ROWS = 2000
 """Iterations that one tree is grown on, drawn anew for each (Friedman 2002), so that long recordings take no longer."""
 SEED = 20240815
 
@@ -86,9 +90,18 @@ class _Spans:
         sums = np.bincount(self.span, predicted, self.seconds.size)
         return np.asarray(predicted * (self.seconds / sums)[self.span])
 
-    def errors(self, predicted: Floats) -> Floats:
-        """Absolute relative error of each span."""
-        return np.asarray(np.abs(np.bincount(self.span, predicted, self.seconds.size) / self.seconds - 1))
+    def errors(self, predicted: Floats, width: int = 1) -> Floats:
+        """Absolute relative error of each ``width`` neighbouring spans together."""
+        sums = np.bincount(self.span, predicted, self.seconds.size)
+        edges = np.arange(0, self.seconds.size, width)
+        return np.asarray(np.abs(np.add.reduceat(sums, edges) / np.add.reduceat(self.seconds, edges) - 1))
+
+    def rates(self, space: _Space, strength: float) -> Floats:
+        """Seconds per unit of each of ``Linear.components``, by the linear fit."""
+        units = np.array([LINEAR_UNITS[name] for name in Linear.components])
+        columns = [np.bincount(self.span, one, self.seconds.size) for one in self.features[:, : units.size].T]
+        values, _, _ = _solve(space, Equations(np.stack(columns, axis=1) * units, self.seconds), strength)
+        return np.asarray(values * units)
 
 
 @dataclass(frozen=True)
@@ -128,8 +141,7 @@ class RegressionFit(ProfileFit):
         The trees and what they were grown on; None if they do not help.
     num_trees_ : int
     cross_validation_ : dict of str to float
-        Mean relative error of left-out spans: ``linear``, and ``trees`` at the best choice. The linear model is that
-        of all training spans in both, which favours no trees.
+        Mean relative error of left-out spans and stretches of them: ``linear``, and ``trees`` at the best choice.
     residual_ : float
         Median absolute relative error of a span's time by linear model and trees together.
     """
@@ -146,7 +158,7 @@ class RegressionFit(ProfileFit):
         self.rates_ = {one.name: float(f"{one.value * LINEAR_UNITS[one.name]:.6g}") for one in self.coefficients_}
         rates = np.array([self.rates_.get(name, 0.0) for name in Linear.components])
         rows = _Spans.of(self.spans_)
-        kept, count = self._chosen(rows, rates)
+        kept, count = self._chosen(rows, _Space(_linear_part(runs[0][1])))
         self.sentences_.append(self._what_trees_gain(count))
         if not count:
             return self
@@ -158,31 +170,32 @@ class RegressionFit(ProfileFit):
         self.correction_ = Correction(_compiled(ensemble), kept, seen)
         return self
 
-    def _chosen(self, rows: _Spans, rates: Floats) -> tuple[float, int]:
+    def _chosen(self, rows: _Spans, space: _Space) -> tuple[float, int]:
         """Share of the linear slopes to keep and number of trees, by blocks of time that predict each other."""
-        folds = np.array_split(np.arange(rows.seconds.size), FOLDS)
-        scores: dict[tuple[float, int], list[Floats]] = {}
-        for fold in folds:
+        scores: dict[tuple[float, int], list[float]] = {}
+        for fold in np.array_split(np.arange(rows.seconds.size), FOLDS):
             out = np.zeros(rows.seconds.size, dtype=bool)
             out[fold] = True
-            left_out = rows.some(out)
+            training, left_out = rows.some(~out), rows.some(out)
+            rates = training.rates(space, self.strength_)
+            scores.setdefault(LINEAR_ALONE, []).append(_missed(left_out, left_out.linear(rates)))
             for kept in KEPT:
-                staged = _grown(rows.some(~out), rates, kept, STAGES[-1]).staged(left_out)
+                staged = _grown(training, rates, kept, STAGES[-1]).staged(left_out)
                 for count, predicted in zip(STAGES, staged, strict=True):
-                    scores.setdefault((kept, count), []).append(left_out.errors(predicted))
-        means = {choice: float(np.concatenate(errors).mean()) for choice, errors in scores.items()}
+                    scores.setdefault((kept, count), []).append(_missed(left_out, predicted))
+        means = {choice: float(np.mean(errors)) for choice, errors in scores.items()}
+        linear = means.pop(LINEAR_ALONE)
         best = min(means, key=lambda choice: means[choice])
-        linear = float(rows.errors(rows.linear(rates)).mean())
         self.cross_validation_ = {"linear": linear, "trees": means[best]}
-        return best if means[best] <= GAIN * linear else (1.0, 0)
+        return best if means[best] <= GAIN * linear else LINEAR_ALONE
 
     def _what_trees_gain(self, count: int) -> str:
         linear, trees = (f"{100 * self.cross_validation_[one]:.2f} %" for one in ("linear", "trees"))
         if not count:
-            return f"no trees: in cross-validation they miss a span by {trees}, the linear model alone by {linear}"
+            return f"no trees: in cross-validation they miss the time of spans by {trees}, the linear model by {linear}"
         return (
-            f"the coefficients are the linear model's; {count} trees correct it: in cross-validation they miss a span by "
-            f"{trees}, the linear model alone by {linear}"
+            f"the coefficients are the linear model's; {count} trees correct it: in cross-validation they miss the "
+            f"time of spans by {trees}, the linear model alone by {linear}"
         )
 
     @property
@@ -227,6 +240,11 @@ def _linear_part(deployment: Deployment) -> Deployment:
     return replace(deployment, accelerator=WithHost(device.linear, HostOverhead(0.0, 0.0)))
 
 
+def _missed(rows: _Spans, predicted: Floats) -> float:
+    """Mean relative error of spans and of stretches of them."""
+    return float((rows.errors(predicted).mean() + rows.errors(predicted, STRETCH).mean()) / 2)
+
+
 def _grown(rows: _Spans, rates: Floats, kept: float, count: int) -> _Ensemble:
     """Boost trees on the iterations' seconds less what the linear model keeps.
 
@@ -238,7 +256,7 @@ def _grown(rows: _Spans, rates: Floats, kept: float, count: int) -> _Ensemble:
     weights = 1 / np.maximum(linear, SHORTEST)
     shared = rows.shared(linear)
     random = np.random.default_rng(SEED)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if linear.size > rows.seconds.size else 1):  # recorded iterations have nothing to share
         target = shared - kept * linear
         constant = float(np.average(target, weights=weights))
         learned = np.full(linear.size, constant)

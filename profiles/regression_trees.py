@@ -56,7 +56,9 @@ def load_trees(path: Path, sha256: str) -> Trees:
         raise InputError(f"cannot be read: {error.strerror}; the profile keeps its trees there", file=path) from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
-        raise InputError(f"has sha256 {digest}, the profile says {sha256}: not the trees it was written with", file=path)
+        raise InputError(
+            f"has sha256 {digest}, the profile says {sha256}: not the trees it was written with", file=path
+        )
     table = _read(content, path)
     columns = {name: table[name].to_pylist() for name in NODES.names}
     _check(columns, path)
