@@ -189,7 +189,7 @@ class Comparison:
         return MetricErrors(
             n=int(paired.size),
             mape=_mean(absolute),
-            mape_ci95=_interval(absolute, lambda sample: sample.mean(axis=1)),
+            mape_ci95=bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)),
             median_ape=float(np.median(absolute)) if absolute.size else np.nan,
             bias=_mean(paired),
             percentiles=levels,
@@ -272,12 +272,14 @@ def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
     levels = {}
     for name, percentile in PERCENTILES.items():
         left, right = _level(measured, percentile), _level(predicted, percentile)
-        interval = _interval(np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile))
+        interval = bootstrap_interval(
+            np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile)
+        )
         levels[name] = Level(left, right, right / left - 1 if left > 0 else np.nan, interval)
     return MetricErrors(
         n=int(relative.size),
         mape=_mean(absolute),
-        mape_ci95=_interval(absolute, lambda sample: sample.mean(axis=1)),
+        mape_ci95=bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)),
         median_ape=float(np.median(absolute)) if absolute.size else np.nan,
         bias=_mean(relative),
         percentiles=levels,
@@ -301,7 +303,7 @@ def _mean(values: Floats) -> float:
     return float(values.mean()) if values.size else np.nan
 
 
-def _interval(values: Floats, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
+def bootstrap_interval(values: Floats, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
     """95 % interval of a statistic by a circular-block bootstrap over the values' order (arrival time).
 
     Requests that are served together share their queue, so blocks of about sqrt(n) neighbours are drawn. After

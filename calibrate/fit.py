@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, going_toget
 from calibrate.least_squares import SYSTEMATIC, base_weights, best_strength, deviations, solve, systematic
 from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
 from calibrate.simulated import SimulatedRun
-from calibrate.space import CoefficientSpace, Equations, FittedCoefficient
+from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from profiles.profile import Profile
 from replay.trace import Trace
 from simulator.batch import Batch
 
@@ -72,9 +73,12 @@ class ProfileFit:
         Of the equations in units of prior spread and noise: values below 1 are directions the data do not tell.
     domain_ : dict
         Range of sequences, tokens and contexts in the fitted iterations.
+    spans_ : list of (list of Batch, float)
+        What was fitted: the iterations between two measured ends, and the seconds between those.
     """
 
     strength: float | None = None
+    simulates: ClassVar[bool] = True
     coefficients_: list[FittedCoefficient] = field(default_factory=list, init=False)
     strength_: float = field(default=np.nan, init=False)
     equations_: int = field(default=0, init=False)
@@ -87,6 +91,7 @@ class ProfileFit:
     notes_: list[str] = field(default_factory=list, init=False)
     singular_values_: list[float] = field(default_factory=list, init=False)
     domain_: dict[str, Any] = field(default_factory=dict, init=False)
+    spans_: list[tuple[list[Batch], float]] = field(default_factory=list, init=False, repr=False)
 
     def fit(self, runs: Sequence[tuple[Trace, Deployment, Rows | None]]) -> ProfileFit:
         """Learn from one or more runs, which share their coefficients.
@@ -111,10 +116,13 @@ class ProfileFit:
             try:
                 spans = self._spans(*run)
             except NotRecoverable as error:
+                if not self.simulates:
+                    raise
                 self.notes_.append(f"{error}; fitted to simulated latencies instead")
                 continue
             parts.append(own.equations(spans))
             batches += [batch for inside, _ in spans for batch in inside]
+            self.spans_ += spans
         equations = Equations(
             np.concatenate([np.empty((0, len(space.names))), *(part.features for part in parts)]),
             np.concatenate([np.empty(0), *(part.seconds for part in parts)]),
@@ -129,6 +137,19 @@ class ProfileFit:
         self._learn(space, equations, simulate, complete)
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
         return self
+
+    @property
+    def num_coefficients_(self) -> int:
+        """Numbers that were learned."""
+        return len(self.coefficients_)
+
+    def deployment(self, base: Deployment) -> Deployment:
+        """Return the deployment with what was learned in force."""
+        return with_coefficients(base, self.coefficients_)
+
+    def written(self, profile: Profile, stem: str) -> tuple[Profile, dict[str, bytes]]:
+        """Return the profile with what was learned, and the files that lie beside it, by name; here there are none."""
+        return profile, {}
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
@@ -169,7 +190,7 @@ class ProfileFit:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
             values = solve(space, equations, self.strength_)[0]
             # Where neighbouring spans err together, the model is wrong somewhere; the loss decides where it may be.
-            if not complete or systematic(space, equations) > SYSTEMATIC:
+            if self.simulates and (not complete or systematic(space, equations) > SYSTEMATIC):
                 latencies = self._refined(space, equations, values, simulate)
             evidence = _Evidence(
                 space, equations, values if latencies is None else latencies.values, self.strength_, latencies

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.errors import Comparison
-from calibrate.fit import ProfileFit
-from calibrate.space import with_coefficients
+from calibrate.errors import Comparison, bootstrap_interval
+from calibrate.learners import Learner, learner_for
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.run import replay
@@ -76,39 +75,60 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     raise InputError(f"{scheme!r}: expected {SHAPE}", field="--holdout")
 
 
-def score(runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None]) -> list[Comparison]:
-    """Simulate each run with the learned coefficients and compare the rows that are scored."""
-    found = []
-    for (trace, deployment), rows in zip(runs, scored, strict=True):
-        if rows is None:
-            continue
-        predicted = replay(trace, with_coefficients(deployment, fit.coefficients_)).predicted
-        cold = predicted.meta.get("cold_start")
-        exclude: Mapping[str, frozenset[str]] = {
-            "warmup": frozenset([cold["request"]] if cold else []),
-            "training": frozenset(one for one, scored_here in zip(trace.ids, rows, strict=True) if not scored_here),
-        }
-        found.append(Comparison(trace, predicted, "arrival", exclude))
-    return found
+def simulate(runs: Sequence[Run], fit: Learner, wanted: Sequence[Rows | None]) -> list[Trace | None]:
+    """Predict each run with what was learned; None for runs of which no row is wanted."""
+    return [
+        None if rows is None else replay(trace, fit.deployment(deployment)).predicted
+        for (trace, deployment), rows in zip(runs, wanted, strict=True)
+    ]
 
 
-def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[tuple[ProfileFit, list[Comparison]]]:
+def cold_requests(predicted: Trace) -> frozenset[str]:
+    """Ids of the requests whose measured cold start a prediction took over, which says nothing of the model."""
+    cold = predicted.meta.get("cold_start")
+    return frozenset([cold["request"]] if cold else [])
+
+
+def compared(trace: Trace, predicted: Trace, rows: Rows, cold: frozenset[str]) -> Comparison:
+    """Compare the rows that are scored, less the cold ones."""
+    exclude: Mapping[str, frozenset[str]] = {
+        "warmup": cold,
+        "training": frozenset(one for one, scored_here in zip(trace.ids, rows, strict=True) if not scored_here),
+    }
+    return Comparison(trace, predicted, "arrival", exclude)
+
+
+def score(runs: Sequence[Run], fit: Learner, scored: Sequence[Rows | None]) -> list[Comparison]:
+    """Simulate each run with what was learned and compare the rows that are scored."""
+    return [
+        compared(trace, predicted, rows, cold_requests(predicted))
+        for (trace, _), predicted, rows in zip(runs, simulate(runs, fit, scored), scored, strict=True)
+        if predicted is not None and rows is not None
+    ]
+
+
+def training_of(runs: Sequence[Run], part: Part) -> list[tuple[Trace, Deployment, Rows | None]]:
+    """The runs that a part fits, with the rows whose stamps may be used."""
+    return [
+        (trace, deployment, rows)
+        for (trace, deployment), rows in zip(runs, part.fitted, strict=True)
+        if rows is not None
+    ]
+
+
+def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[tuple[Learner, list[Comparison]]]:
     """Fit and score every part of a scheme; the scored rows take no part in any choice of their fit."""
-    results = []
+    results: list[tuple[Learner, list[Comparison]]] = []
     for part in parts(scheme, [trace for trace, _ in runs]):
-        training = [
-            (trace, deployment, rows)
-            for (trace, deployment), rows in zip(runs, part.fitted, strict=True)
-            if rows is not None
-        ]
-        fit = ProfileFit(strength).fit(training)
+        fit = learner_for(runs[0][1], strength)
+        fit.fit(training_of(runs, part))
         results.append((fit, score(runs, fit, part.scored)))
     return results
 
 
-def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float]]:
-    """Per-request errors over several comparisons, each request counting once."""
-    found: dict[str, dict[str, float]] = {}
+def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
+    """Per-request errors over several comparisons, each request counting once; intervals as in ``Comparison``."""
+    found: dict[str, dict[str, Any]] = {}
     for metric in ("ttft", "tpot", "e2e"):
         pairs = [comparison.pairs(metric) for comparison in comparisons]
         measured: Any = np.concatenate([one for one, _ in pairs])
@@ -116,10 +136,13 @@ def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float]
         fine = (measured > 0) & ~np.isnan(predicted)
         if fine.any():
             relative = predicted[fine] / measured[fine] - 1
+            absolute = np.abs(relative)
+            interval = bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)) if absolute.size > 1 else None
             found[metric] = {
                 "n": int(fine.sum()),
-                "mape": float(np.abs(relative).mean()),
-                "median_ape": float(np.median(np.abs(relative))),
+                "mape": float(absolute.mean()),
+                "mape_ci95": interval and list(interval),
+                "median_ape": float(np.median(absolute)),
                 "bias": float(relative.mean()),
             }
     return found

@@ -3,7 +3,8 @@
 The engine runs from one idle moment to the next. An iteration ends at ``anchor + sum of the iterations since``, the
 anchor being when the engine began to run, and each iteration's time is ``features @ coefficients``. So the running sum
 of the features since the anchor, kept at the end of every iteration, is the derivative of every stamp by the
-coefficients: exact as long as a small change of them leaves the schedule alone (calibration.md, "Residuals and Jacobian").
+coefficients: exact as long as a small change of them leaves the schedule alone (calibration.md,
+"Residuals and Jacobian").
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoeff
     """Return the deployment with learned coefficients in force."""
     values = {one.name: one.value for one in coefficients}
     if isinstance(deployment.accelerator.device, Linear):
-        seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
+        seconds = {name: value * LINEAR_UNITS[name] for name, value in values.items()}
         accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
     else:
         units: dict[str, Any] = {

@@ -8,14 +8,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, PositiveFloat
 
 from profiles.errors import InputError
 from profiles.operator_tables import Skew, load_tables
+from profiles.regression_trees import load_trees
 from profiles.yaml_files import validate
 from simulator.accelerators.base import AcceleratorModel
 from simulator.accelerators.linear import Linear
 from simulator.accelerators.operator_table import OperatorTable
+from simulator.accelerators.regression import Correction, Regression
 from simulator.accelerators.roofline import Roofline
 from simulator.engine_config import EngineConfig
 from simulator.hardware import Hardware, Interconnect
@@ -100,6 +102,22 @@ class LinearOptions(_Options):
     seconds: dict[str, NonNegativeFloat]
 
 
+class CorrectionOptions(_Options):
+    """What a regression has learned: the file of its trees with its checksum, and what they were grown on."""
+
+    trees: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    kept: float = Field(ge=0, le=1)
+    seen: dict[str, tuple[FiniteFloat, FiniteFloat]]
+
+
+class RegressionOptions(_Options):
+    """Options of ``kind: regression``."""
+
+    seconds: dict[str, NonNegativeFloat]
+    correction: CorrectionOptions | None = None
+
+
 def _roofline(options: Mapping[str, Any], context: Context) -> AcceleratorModel:
     validate(_NoOptions, options, context.file)
     return Roofline(
@@ -137,7 +155,21 @@ def _linear(options: Mapping[str, Any], context: Context) -> AcceleratorModel:
     return Linear(validate(LinearOptions, options, context.file).seconds)
 
 
-BUILDERS: dict[str, Builder] = {"linear": _linear, "operator_table": _operator_table, "roofline": _roofline}
+def _regression(options: Mapping[str, Any], context: Context) -> AcceleratorModel:
+    checked = validate(RegressionOptions, options, context.file)
+    learned = checked.correction
+    if learned is None:
+        return Regression(checked.seconds)
+    trees = load_trees(context.folder / learned.trees, learned.sha256)
+    return Regression(checked.seconds, Correction(trees, learned.kept, learned.seen))
+
+
+BUILDERS: dict[str, Builder] = {
+    "linear": _linear,
+    "operator_table": _operator_table,
+    "regression": _regression,
+    "roofline": _roofline,
+}
 
 
 def build_accelerator(kind: str, options: Mapping[str, Any], context: Context) -> AcceleratorModel:

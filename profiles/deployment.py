@@ -12,7 +12,7 @@ from profiles.errors import InputError, found
 from profiles.huggingface import model_shape
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
-from profiles.profile import LoadedProfile
+from profiles.profile import WITHOUT_PHYSICS, LoadedProfile
 from simulator.accelerators.base import HOST_COMPONENTS, HostOverhead, WithHost
 from simulator.cuda_graphs import capture_sizes
 from simulator.engine import Engine
@@ -180,7 +180,7 @@ def _model(loaded: LoadedProfile, facts: Facts, asked: str | None, conflicts: li
         try:
             measured = find_model(facts.model)
         except InputError:
-            if profile.model is None and profile.accelerator.kind != "linear":
+            if profile.model is None and profile.accelerator.kind not in WITHOUT_PHYSICS:
                 raise InputError(
                     f"the trace was measured with model {facts.model!r}, which the library does not know; give "
                     "--model NAME|config.json",
@@ -197,7 +197,7 @@ def _model(loaded: LoadedProfile, facts: Facts, asked: str | None, conflicts: li
     try:
         own = find_model(profile.model)
     except InputError:
-        if measured is None and profile.accelerator.kind != "linear":
+        if measured is None and profile.accelerator.kind not in WITHOUT_PHYSICS:
             raise
         return measured
     if measured is not None and measured.name != own.name:

@@ -18,7 +18,8 @@ from simulator.accelerators.base import HostOverhead
 
 SCHEMA = "servecal.profile/1"
 ROOFLINE = "roofline:"
-LINEAR = "linear"
+WITHOUT_PHYSICS = ("linear", "regression")
+"""Names, and accelerator kinds, of starts for fitting that need neither model nor hardware."""
 
 
 class Coefficient(BaseModel):
@@ -115,15 +116,15 @@ def load_profile(name: str) -> LoadedProfile:
     Parameters
     ----------
     name : str
-        Path of a YAML file, name in the library, ``roofline:<hardware>``, or ``linear``.
+        Path of a YAML file, name in the library, ``roofline:<hardware>``, ``linear`` or ``regression``.
 
     Raises
     ------
     InputError
         If there is no such profile, or the file does not hold one.
     """
-    if name == LINEAR:
-        return _linear()
+    if name in WITHOUT_PHYSICS:
+        return _without_physics(name)
     if name.startswith(ROOFLINE):
         return _roofline(name.removeprefix(ROOFLINE))
     path = Path(name)
@@ -140,11 +141,11 @@ def load_profile(name: str) -> LoadedProfile:
     return LoadedProfile(profile, path.parent, hashlib.sha256(path.read_bytes()).hexdigest(), name)
 
 
-def _linear() -> LoadedProfile:
+def _without_physics(kind: str) -> LoadedProfile:
     """A start without physics: an iteration of 5 ms, whatever it computes."""
-    accelerator = Accelerator.model_validate({"kind": "linear", "seconds": {"step": 5e-3}})
+    accelerator = Accelerator.model_validate({"kind": kind, "seconds": {"step": 5e-3}})
     profile = Profile(
-        name=LINEAR,
+        name=kind,
         description="No physics: a start for fitting.",
         accelerator=accelerator,
         host=Host(per_step=0.0, per_sequence=0.0, source="part of the coefficients"),

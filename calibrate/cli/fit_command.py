@@ -15,6 +15,7 @@ import numpy as np
 from calibrate.cli.options import load_trace, render_text, write_output
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
+from calibrate.learners import learner_for
 from calibrate.space import HOST_UNITS, LINEAR_UNITS
 from profiles.deployment import resolve
 from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
@@ -29,14 +30,24 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 @click.command("fit")
 @click.argument("traces", nargs=-1, required=True, metavar="TRACE...")
 @click.option(
-    "--base", required=True, help="Profile to start from: YAML, library name, roofline:<hardware>, or linear."
+    "--base", help="Profile to start from: YAML, library name, roofline:<hardware>, linear, or regression (learned)."
 )
-@click.option("--holdout", help="Also fit a part and score the rest: time:0.5, kfold-time:5 or trace:NAME.")
+@click.option(
+    "--compare",
+    "bases",
+    multiple=True,
+    metavar="BASE",
+    help="Instead of --base and -o, several times: rank these bases by what they predict of held-out requests.",
+)
+@click.option(
+    "--holdout",
+    help="Also fit a part and score the rest: time:0.5 (what --compare does if nothing is said), kfold-time:5 or "
+    "trace:NAME.",
+)
 @click.option(
     "-o",
     "--profile",
     "target",
-    required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the fitted profile goes (YAML).",
 )
@@ -51,9 +62,10 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(
     traces: tuple[str, ...],
-    base: str,
+    base: str | None,
+    bases: tuple[str, ...],
     holdout: str | None,
-    target: Path,
+    target: Path | None,
     settings: tuple[str, ...],
     model: str | None,
     assume_defaults: bool,
@@ -61,6 +73,15 @@ def command(
     style: str,
 ) -> None:
     """Fit a profile's coefficients to the engine stamps of TRACEs, or to their recorded iterations."""
+    if bases:
+        if base is not None or target is not None:
+            raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
+        from calibrate.cli.fit_compare import compare
+
+        compare(traces, bases, holdout or "time:0.5", settings, model, assume_defaults, strength, style)
+        return
+    if base is None or target is None:
+        raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
@@ -69,7 +90,7 @@ def command(
         deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
         runs.append((trace, deployment))
     held = hold_out(runs, holdout, strength) if holdout else []
-    fit = ProfileFit(strength).fit([(trace, deployment, None) for trace, deployment in runs])
+    fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
     everything = [np.ones(len(trace), dtype=bool) for trace, _ in runs]
     in_sample = mean_errors(score(runs, fit, everything))
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
@@ -97,7 +118,11 @@ def command(
         "seconds": round(time.monotonic() - begun, 3),
         "profile": str(target),
     }
-    write_output(_profile(loaded, runs, fit, document, target).to_yaml(), target)
+    stem = target.name.removesuffix(".yaml").removesuffix(".yml")
+    profile, files = fit.written(_profile(loaded, runs, fit, document, target), stem)
+    for name, content in files.items():
+        write_output(content, target.parent / name)
+    write_output(profile.to_yaml(), target)
     if style == "json":
         click.echo(json.dumps(document, indent=1))
         return
@@ -120,7 +145,7 @@ def _profile(
     units = {term: HOST_UNITS[name] if name in fitted else 0.0 for name, term in HOST_COMPONENTS.items()}
     host = Host.model_validate({**units, "source": "units of the fitted coefficients of the same terms"})
     if isinstance(device, Linear):
-        options["seconds"] = dict(LINEAR_UNITS)
+        options["seconds"] = {name: LINEAR_UNITS[name] for name in Linear.components if name in fitted}
         host = Host(per_step=0.0, per_sequence=0.0, source="part of the fitted coefficients")
     metrics = {"in_sample": {key: round(value["mape"], 5) for key, value in document["in_sample"].items()}}
     held = document["holdout"]

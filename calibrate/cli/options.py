@@ -168,8 +168,8 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None] | None]:
         bar.stop()
 
 
-def write_output(text: str, output: Path | None) -> None:
-    """Print a text, or write it to a file whole or not at all.
+def write_output(content: str | bytes, output: Path | None) -> None:
+    """Print a content, or write it to a file whole or not at all.
 
     Raises
     ------
@@ -177,17 +177,18 @@ def write_output(text: str, output: Path | None) -> None:
         If the file cannot be written.
     """
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(content, nl=False)
         return
+    data = content.encode() if isinstance(content, str) else content
     try:
         if output.exists() and not output.is_file():
-            output.write_text(text, encoding="utf-8")  # a pipe or a device
+            output.write_bytes(data)  # a pipe or a device
             return
         target = output.resolve()
         handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
             mask = os.umask(0)
             os.umask(mask)
             Path(scratch).chmod(0o666 & ~mask)

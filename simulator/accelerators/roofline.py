@@ -19,7 +19,8 @@ from simulator.model import BYTES, ModelShape
 
 TILE = 128
 """Rows (tokens) of a matrix kernel's tile, as in the large tiles of cuBLAS and CUTLASS."""
-DECODE_KERNEL = 4e-7
+ATTENTION_TILE = 128
+"""Rows of queries and of keys in an attention kernel's tile."""
 
 
 class _Matrix(NamedTuple):
@@ -55,7 +56,8 @@ class Roofline:
     tile_padding
         Arithmetic of the rows that fill up a kernel's last tile of ``TILE`` tokens, where arithmetic binds.
     decode_kernels
-        ``DECODE_KERNEL`` seconds per layer and decoding sequence: attention kernels start and combine per sequence.
+        Arithmetic of one attention tile (128 queries by 128 keys) per layer and decoding sequence: a kernel computes
+        whole tiles, of which one query's decode uses a row, and starts and combines per sequence.
 
     The last three cost nothing (coefficient 0) until a profile or a fit says otherwise: an ideal device has none.
 
@@ -100,12 +102,12 @@ class Roofline:
             "collectives": (1.0, 0.25),
             "dense_exposed": (0.37, 0.1),
             "tile_padding": (1.0, 0.5),
-            "decode_kernels": (1.5, 1.5),
+            "decode_kernels": (1.1, 0.25),
         }
     )
     """What kernels reach of a datasheet, mean and spread. The first seven but collectives, and ``decode_kernels``: from
-    LLMServingSim's operator tables of Llama-3.1-8B on an RTX PRO 6000 (1.14, 1.10, 3.4, 1.17, 1.13, 2, 0.37 and 1.25)
-    and of Llama-3.2-1B on an L4 (1.28, 1.23, 3.4, 1.34, 1.25, 2, 0.37 and 3.4), each fitted by non-negative least
+    LLMServingSim's operator tables of Llama-3.1-8B on an RTX PRO 6000 (1.14, 1.10, 3.4, 1.17, 1.13, 2, 0.37 and 0.90)
+    and of Llama-3.2-1B on an L4 (1.28, 1.23, 3.4, 1.34, 1.25, 2, 0.37 and 1.23), each fitted by non-negative least
     squares over 1 to 2,048 tokens. A fit starts there, so that what its data cannot tell is a usual efficiency and not
     an ideal one."""
 
@@ -151,7 +153,7 @@ class Roofline:
             collectives,
             exposed,
             padding,
-            DECODE_KERNEL * self.model.num_hidden_layers * batch.num_decodes,
+            batch.num_decodes * ATTENTION_TILE**2 * self._attention_work / self._attention_flops,
         )
 
     def _attention(self, query: int, context: int) -> float:

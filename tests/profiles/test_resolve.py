@@ -277,7 +277,7 @@ def test_coefficient_of_no_component_is_refused(write_profile):
 @pytest.mark.parametrize(
     ("accelerator", "words"),
     [
-        ({"kind": "abacus"}, "no accelerator model 'abacus'; there are linear, operator_table, roofline"),
+        ({"kind": "abacus"}, "no accelerator model 'abacus'; there are linear, operator_table, regression, roofline"),
         ({"kind": "linear"}, "'seconds': is missing"),
         ({"kind": "linear", "seconds": {"warp": 1}}, "'warp' is no feature"),
         ({"kind": "linear", "seconds": {"step": float("inf")}}, "step"),
