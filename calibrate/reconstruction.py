@@ -158,7 +158,6 @@ class _Puzzle:
         for begin, end in zip(self.first_place, self.last_place, strict=True):
             self.running[begin:end] += 1
         self.quiet = self.running == 0
-        self.lead: Ints | None = None
 
     def _chains(self) -> tuple[Ints, Ints]:
         """Chain of each stamp, and its iterations past the chain's origin."""
@@ -287,9 +286,6 @@ class _Puzzle:
         numbers = np.maximum.accumulate(numbers)
         admitted = self._admissions(numbers)
         target = numbers[self.first_place]
-        if self.lead is not None:
-            # A request waits as many iterations for its first token as it did by the numbering before this one.
-            admitted[self.known] = target - self.lead
         found, placed = self._drive(numbers, admitted)
         for _ in range(REPAIRS):
             off = placed[self.known] - target
@@ -302,7 +298,6 @@ class _Puzzle:
             if np.count_nonzero(placed_again[self.known] - target) >= np.count_nonzero(off):
                 break
             found, placed, admitted = again, placed_again, moved
-        self.lead = target - admitted[self.known]
         misplaced = int(np.count_nonzero(placed[self.known] - target))
         return Reconstruction(self.stamps, numbers, found[0], found[1], misplaced, self.quiet)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from calibrate.fit import LINEAR_UNITS, ProfileFit, with_coefficients
+from calibrate.fit import ProfileFit
+from calibrate.space import LINEAR_UNITS, with_coefficients
 from calibrate.holdout import hold_out, mean_errors, parts, score
 from calibrate.reconstruction import reconstruct
 from profiles.deployment import Facts, resolve
