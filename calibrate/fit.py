@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import lsq_linear
 
+from calibrate.client_schedule import is_client_side, reconstruct_client_side
+from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
 from calibrate.reconstruction import Reconstruction, reconstruct, spans_of_recording
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from profiles.profile import FrontEnd
 from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
 from simulator.accelerators.linear import Linear
@@ -112,6 +115,10 @@ class ProfileFit:
         What was not identified, and what to record to change that.
     singular_values_ : list of float
         Of the equations in units of prior spread and noise: values below 1 are directions the data do not tell.
+    front_end_ : FittedFrontEnd or None
+        The way between client and engine, where runs were measured at the client and tell it.
+    warnings_ : list of str
+        What of the traces makes the fit less sure.
     domain_ : dict
         Range of sequences, tokens and contexts in the fitted iterations.
     """
@@ -127,6 +134,9 @@ class ProfileFit:
     sentences_: list[str] = field(default_factory=list, init=False)
     singular_values_: list[float] = field(default_factory=list, init=False)
     domain_: dict[str, Any] = field(default_factory=dict, init=False)
+    front_end_: FittedFrontEnd | None = field(default=None, init=False)
+    warnings_: list[str] = field(default_factory=list, init=False)
+    _bounds: list[Bounds] = field(default_factory=list, init=False, repr=False)
 
     def fit(self, runs: Sequence[tuple[Trace, Deployment, Rows | None]]) -> ProfileFit:
         """Learn from one or more runs, which share their coefficients.
@@ -162,7 +172,26 @@ class ProfileFit:
         there = np.asarray(equations.features.any(axis=0))
         self._learn(space.only(there), Equations(equations.features[:, there], equations.seconds))
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        if self._bounds:
+            self._learn_front_end()
         return self
+
+    def apply(self, deployment: Deployment) -> Deployment:
+        """Return the deployment with what was learned in force."""
+        learned = with_coefficients(deployment, self.coefficients_)
+        if self.front_end_ is None:
+            return learned
+        way = FrontEnd(per_request=self.front_end_.per_request, per_prompt_token=self.front_end_.per_prompt_token)
+        return replace(learned, front_end=way)
+
+    def _learn_front_end(self) -> None:
+        self.front_end_ = fit_front_end(Bounds.of_all(self._bounds))
+        if self.front_end_ is None:
+            self.sentences_.append(
+                "front end: not told, since nearly every request queued; record a run at a rate the server keeps up with"
+            )
+            return
+        self.sentences_ += self.front_end_.sentences
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
@@ -172,7 +201,14 @@ class ProfileFit:
         def refine(found: Reconstruction) -> Any:
             return space.step_seconds(_solve(space, space.equations(found.spans()), 0.01)[0])
 
-        found = reconstruct(trace, deployment.config, space.step_seconds(space.prior), refine, known)
+        prior = space.step_seconds(space.prior)
+        if is_client_side(trace):
+            client = reconstruct_client_side(trace, deployment.config, prior, refine, known)
+            self._bounds.append(client.bounds)
+            self.warnings_ += client.warnings
+            found = client.schedule
+        else:
+            found = reconstruct(trace, deployment.config, prior, refine, known)
         self.misplaced_ += found.misplaced
         if found.misplaced > 0.1 * len(trace):
             raise InputError(

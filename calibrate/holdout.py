@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.errors import Comparison
-from calibrate.fit import ProfileFit, with_coefficients
+from calibrate.fit import ProfileFit
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.run import replay
@@ -75,13 +75,15 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     raise InputError(f"{scheme!r}: expected {SHAPE}", field="--holdout")
 
 
-def score(runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None]) -> list[Comparison]:
+def score(
+    runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None], cold_start: bool = True
+) -> list[Comparison]:
     """Simulate each run with the learned coefficients and compare the rows that are scored."""
     found = []
     for (trace, deployment), rows in zip(runs, scored, strict=True):
         if rows is None:
             continue
-        predicted = replay(trace, with_coefficients(deployment, fit.coefficients_)).predicted
+        predicted = replay(trace, fit.apply(deployment), cold_start=cold_start).predicted
         cold = predicted.meta.get("cold_start")
         exclude: Mapping[str, frozenset[str]] = {
             "warmup": frozenset([cold["request"]] if cold else []),
@@ -91,7 +93,9 @@ def score(runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None]) -
     return found
 
 
-def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[tuple[ProfileFit, list[Comparison]]]:
+def hold_out(
+    runs: Sequence[Run], scheme: str, strength: float | None, cold_start: bool = True
+) -> list[tuple[ProfileFit, list[Comparison]]]:
     """Fit and score every part of a scheme; the scored rows take no part in any choice of their fit."""
     results = []
     for part in parts(scheme, [trace for trace, _ in runs]):
@@ -101,7 +105,7 @@ def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[t
             if rows is not None
         ]
         fit = ProfileFit(strength).fit(training)
-        results.append((fit, score(runs, fit, part.scored)))
+        results.append((fit, score(runs, fit, part.scored, cold_start)))
     return results
 
 
