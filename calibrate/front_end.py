@@ -62,6 +62,8 @@ class FittedFrontEnd:
     per_prompt_token: float
     per_prompt_token_ci95: tuple[float, float]
     requests: int
+    negative: bool = False
+    """Requests seem to reach the engine before they are sent."""
 
     @property
     def sentences(self) -> list[str]:
@@ -70,6 +72,11 @@ class FittedFrontEnd:
             "front end: only the sum of both ways (request to engine, tokens to client) can be told from client-side "
             "times; it is placed before the engine"
         ]
+        if self.negative:
+            found.append(
+                "front end: requests seem to reach the engine before they were sent; check the arrivals (--arrivals) and "
+                "the engine arguments"
+            )
         if self.per_prompt_token_ci95[0] <= 0:
             found.append(
                 "front end: a time per prompt token is not told apart from 0; send prompts of 100 and of 10,000 tokens "
@@ -88,19 +95,34 @@ def fit_front_end(bounds: Bounds, resamples: int = RESAMPLES) -> FittedFrontEnd 
     if telling < FEWEST:
         return None
     random = np.random.default_rng(SEED)
-    value = _maximise(least, most, bounds.prompt_tokens, bounds.blur)
+    value = _maximise(least, most, bounds.prompt_tokens, bounds.blur, least_way=0.0)
     draws = []
     for _ in range(resamples):
         some = random.integers(0, least.size, least.size)
-        draws.append(_maximise(least[some], most[some], bounds.prompt_tokens[some], bounds.blur, value))
+        # Free to be negative: a bound would make values next to it look sure.
+        draws.append(_maximise(least[some], most[some], bounds.prompt_tokens[some], bounds.blur, start=value))
     spread = 1.96 * np.std(draws, axis=0, ddof=1) if resamples > 1 else np.zeros(2)
     low, high = np.maximum(value - spread, 0.0), value + spread
+    negative = resamples > 1 and float(np.mean(draws, axis=0)[0] + spread[0]) < 0
     return FittedFrontEnd(
-        float(value[0]), (float(low[0]), float(high[0])), float(value[1]), (float(low[1]), float(high[1])), telling
+        float(value[0]),
+        (float(low[0]), float(high[0])),
+        float(value[1]),
+        (float(low[1]), float(high[1])),
+        telling,
+        negative,
     )
 
 
-def _maximise(least: Floats, most: Floats, tokens: Floats, blur: float, start: Floats | None = None) -> Floats:
+def _maximise(
+    least: Floats,
+    most: Floats,
+    tokens: Floats,
+    blur: float,
+    *,
+    start: Floats | None = None,
+    least_way: float | None = None,
+) -> Floats:
     """Constant and seconds per prompt token of greatest likelihood; the noise is at least ``blur``."""
     wide = most - least
     scale = max(blur, 1e-5)
@@ -118,6 +140,6 @@ def _maximise(least: Floats, most: Floats, tokens: Floats, blur: float, start: F
     if start is None:
         start = np.array([max(float(np.median(middle)), 0.0), 0.0])
     first = np.array([start[0] / scale, start[1] / TOKENS, np.log(max(spread / scale, 1.0))])
-    bounds = [(0.0, None), (0.0, None), (0.0, 8.0)]
+    bounds = [(least_way, None), (least_way, None), (0.0, 8.0)]
     found = minimize(loss, first, method="L-BFGS-B", bounds=bounds)
     return np.array([found.x[0] * scale, found.x[1] * TOKENS])
