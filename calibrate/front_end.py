@@ -101,7 +101,9 @@ def fit_front_end(bounds: Bounds, resamples: int = RESAMPLES) -> FittedFrontEnd 
         some = random.integers(0, least.size, least.size)
         # Free to be negative: a bound would make values next to it look sure.
         draws.append(_maximise(least[some], most[some], bounds.prompt_tokens[some], bounds.blur, start=value))
-    spread = 1.96 * np.std(draws, axis=0, ddof=1) if resamples > 1 else np.zeros(2)
+    # Instants are known to the blur, which all requests may share.
+    shared = np.array([bounds.blur, bounds.blur / max(float(np.std(bounds.prompt_tokens)), 1.0)])
+    spread = 1.96 * np.hypot(np.std(draws, axis=0, ddof=1), shared) if resamples > 1 else np.zeros(2)
     low, high = np.maximum(value - spread, 0.0), value + spread
     negative = resamples > 1 and float(np.mean(draws, axis=0)[0] + spread[0]) < 0
     return FittedFrontEnd(

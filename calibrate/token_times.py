@@ -65,12 +65,7 @@ class Timeline:
     @property
     def held_back(self) -> float:
         """Share of the iterations that were delivered together with the next."""
-        return float(self._burst()[1:].mean()) if self.ends.size > 1 else 0.0
-
-    def _burst(self) -> npt.NDArray[np.bool_]:
-        steps = np.diff(self.ends, prepend=self.ends[0])
-        typical = median_filter(np.where(self.idle, np.median(steps), steps), NEIGHBOURS, mode="nearest")
-        return np.asarray((steps < BURST * typical) & ~self.idle)
+        return float(_burst(self.ends, self.idle)[1:].mean()) if self.ends.size > 1 else 0.0
 
     def spans(self) -> list[tuple[int, int, float]]:
         """Measured seconds between iterations: the median over the requests that decoded in both.
@@ -78,7 +73,7 @@ class Timeline:
         A request's own lateness cancels. A span ends at the next iteration that is far enough and was not delivered
         in a burst.
         """
-        burst = self._burst()
+        burst = _burst(self.ends, self.idle)
         steady = ~(burst | np.append(burst[1:], False))
         when: list[dict[int, float]] = [{} for _ in self.ends]
         for request, (times, places) in enumerate(zip(self.times, self.places, strict=True)):
@@ -108,7 +103,9 @@ def follow(times: Sequence[Floats]) -> Timeline:
     arrays = tuple(np.asarray(one, dtype=np.float64) for one in times)
     ends, idle, places = _chain(arrays)
     for _ in range(2):
-        places = tuple(_settled(own, chained, ends) for own, chained in zip(arrays, places, strict=True))
+        burst = _burst(ends, idle)
+        apart = ~(burst | np.append(burst[1:], False))
+        places = tuple(_settled(own, chained, ends, apart) for own, chained in zip(arrays, places, strict=True))
         ends = _centred(arrays, places, ends)
     late = [own - ends[chained] for own, chained in zip(arrays, places, strict=True)]
     several = [one - np.median(one) for one in late if one.size > 1]
@@ -139,8 +136,14 @@ def _chain(times: tuple[Floats, ...]) -> tuple[Floats, npt.NDArray[np.bool_], tu
         ]
         recent = np.diff(ends[-NEIGHBOURS:])
         step = float(np.median(following)) - end if following else float(np.median(recent)) if recent.size else 0.0
+        close = BURST * float(np.median(recent)) if recent.size else 0.0
         while entered < len(order) and begins[order[entered]] < end + max(step, 0.0) / 2 + 1e-9:
             one = order[entered]
+            until = float(begins[one]) + close
+            left = [np.searchsorted(times[each], until + late[each]) - (number - start[each]) for each in decoding]
+            # Of several iterations delivered at once, it joins the one that leaves as many tokens as it has of its own.
+            if left and np.median(left) > max(np.searchsorted(times[one], until), 1):
+                break
             start[one], late[one] = number, begins[one] - end
             decoding.append(one)
             entered += 1
@@ -149,17 +152,37 @@ def _chain(times: tuple[Floats, ...]) -> tuple[Floats, npt.NDArray[np.bool_], tu
     return np.array(ends), np.array(idle), places
 
 
-def _settled(times: Floats, places: Ints, ends: Floats) -> Ints:
-    """Move a request by whole iterations where it stays apart from the others: a chunk lacked or held two tokens."""
-    if times.size < PERSISTENT:
+def _burst(ends: Floats, idle: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Iterations that were delivered together with the one before."""
+    steps = np.diff(ends, prepend=ends[0])
+    typical = median_filter(np.where(idle, np.median(steps), steps), NEIGHBOURS, mode="nearest")
+    return np.asarray((steps < BURST * typical) & ~idle)
+
+
+def _nearest(ends: Floats, times: Floats) -> Ints:
+    """Iteration whose end lies nearest to each time."""
+    right = np.clip(np.searchsorted(ends, times), 1, ends.size - 1)
+    return np.asarray(right - (times - ends[right - 1] < ends[right] - times))
+
+
+def _settled(times: Floats, places: Ints, ends: Floats, apart: npt.NDArray[np.bool_]) -> Ints:
+    """Move a request by whole iterations where it stays apart from the others: a chunk lacked or held two tokens.
+
+    Only tokens of iterations that stand apart in time (``apart``) tell.
+    """
+    telling = np.flatnonzero(apart[_nearest(ends, times)])
+    if telling.size < PERSISTENT:
         return places
-    late = median_filter(times - ends[places], PERSISTENT, mode="nearest")
-    expected = times - np.median(late)
-    right = np.clip(np.searchsorted(ends, expected), 1, ends.size - 1)
-    nearest = right - (expected - ends[right - 1] < ends[right] - expected)
-    moved = np.round(median_filter((nearest - np.arange(times.size)).astype(float), PERSISTENT, mode="nearest"))
-    settled: Ints = np.maximum.accumulate(np.clip(moved.astype(np.int64) + np.arange(times.size), 0, ends.size - 1))
-    return settled
+    seen = times[telling]
+    nearest = _nearest(ends, seen)
+    nearest = _nearest(ends, seen - np.median(seen - ends[nearest]))
+    moved = np.round(median_filter((nearest - telling).astype(float), PERSISTENT, mode="nearest"))
+    if np.count_nonzero(np.diff(moved) < 0) > 1:
+        # Chunks that lack make the following ones later, never earlier: these times do not tell.
+        moved = np.full(telling.size, np.round(np.median(nearest - telling)))
+    of_all = moved[np.clip(np.searchsorted(telling, np.arange(times.size)), 0, telling.size - 1)]
+    settled = np.maximum.accumulate(of_all.astype(np.int64) + np.arange(times.size))
+    return np.asarray(np.clip(settled, 0, ends.size - 1))
 
 
 def _centred(times: tuple[Floats, ...], places: tuple[Ints, ...], ends: Floats) -> Floats:
