@@ -116,6 +116,11 @@ def _pauses_spread(found: Reconstruction, step_seconds: StepSeconds) -> Reconstr
     return replace(found, stamps=found.stamps * factor)
 
 
+def _misses(off: Ints) -> float:
+    """How far first tokens lie off, in iterations; no single request counts for many."""
+    return float(np.minimum(np.abs(off), 5).sum())
+
+
 class _Run:
     """Numbered iterations, the requests, and the scheduler that fills the iterations."""
 
@@ -148,6 +153,7 @@ class _Run:
         self.ends = self.timeline.ends
         self.numbers = self._numbered()
         self.target = self.numbers[self.timeline.first]
+        self.rank = self._rank()
 
     def _refuse_early_tokens(self) -> None:
         early = self.begins <= self.arrival[self.known]
@@ -166,6 +172,18 @@ class _Run:
         steps = np.where(timeline.idle, np.ceil(prompts / budget) + self.depth, 1).astype(np.int64)
         return np.asarray(np.cumsum(steps) - steps[0], dtype=np.int64)
 
+    def _rank(self) -> Floats:
+        """Order in which requests reached the engine: that of their first tokens, as it serves them in turn.
+
+        The way there may take longer for one than for the next. Who left no stamp keeps its place among the arrivals.
+        """
+        by_arrival = np.argsort(self.arrival, kind="stable")
+        rank = np.full(self.arrival.size, -np.inf)
+        rank[self.known] = self.target
+        queued = np.maximum.accumulate(rank[by_arrival])
+        rank[by_arrival] = np.where(np.isinf(rank[by_arrival]), queued, rank[by_arrival])
+        return rank
+
     def _admissions(self, way: Way) -> Ints:
         """Iteration that each request is admitted into at the earliest, by its arrival and the way to the engine."""
         when = self.arrival + way[0] + way[1] * self.prompt
@@ -183,7 +201,7 @@ class _Run:
 
     def _drive(self, admitted: Ints, last: int | None = None) -> Driven:
         last = int(self.numbers[-1]) if last is None else last
-        return drive(self.config, self.requests, admitted, int(self.numbers[0]), last)
+        return drive(self.config, self.requests, admitted, int(self.numbers[0]), last, self.rank)
 
     def _off(self, driven: Driven) -> Ints:
         """Iterations by which the scheduler's first tokens come late."""
@@ -198,7 +216,7 @@ class _Run:
         misses = []
         for guess in guesses:
             off = self._off(self._drive(self._admissions((guess, 0.0)), last))[early]
-            misses.append(np.abs(off).clip(max=10).mean())
+            misses.append(_misses(off))
         return float(guesses[int(np.argmin(misses))]), 0.0
 
     def compose(self, way: Way) -> Driven:
@@ -208,7 +226,6 @@ class _Run:
         known[self.known] = True
         free = self._admissions(way)
         admitted = free.copy()
-        admitted[self.known] = np.minimum(admitted[self.known], self.target)
         driven = self._drive(admitted)
         for repair in range(REPAIRS):
             off = self._off(driven)
@@ -221,10 +238,10 @@ class _Run:
             queued = np.maximum.accumulate(np.where(known, wanted, free)[by_arrival])
             wanted[by_arrival] = np.where(known[by_arrival], wanted[by_arrival], queued)
             again = self._drive(wanted)
-            better = np.count_nonzero(off) - np.count_nonzero(self._off(again))
-            if better > 0:
+            gain = _misses(off) - _misses(self._off(again))
+            if gain > 0:
                 admitted, driven = wanted, again
-            if better < 0.05 * off.size and repair:
+            if gain < 0.05 * off.size and repair:
                 break
         return driven
 

@@ -342,16 +342,18 @@ class Driven:
         return self.batches[number - self.first] if inside else None
 
 
-def drive(config: EngineConfig, requests: Sequence[Request], admitted: Ints, first: int, last: int) -> Driven:
+def drive(config: EngineConfig, requests: Sequence[Request], admitted: Ints, first: int, last: int, rank: Floats | None = None) -> Driven:
     """Schedule iterations ``first`` (or the first admission, if that is earlier) to ``last``.
 
-    Request r waits from iteration ``admitted[r]`` on.
+    Request r waits from iteration ``admitted[r]`` on; of those admitted together the one of lower ``rank`` comes first
+    (their arrival if absent).
     """
     first = min(first, int(admitted.min()))
     depth = 2 if config.async_scheduling else 1
     scheduler = Scheduler(config)
     served = [ServedRequest.enter(request, place, config.max_model_len) for place, request in enumerate(requests)]
-    order = deque(sorted(served, key=lambda one: (admitted[one.index], one.arrival, one.index)))
+    ranks = np.array([request.arrival for request in requests]) if rank is None else rank
+    order = deque(sorted(served, key=lambda one: (admitted[one.index], ranks[one.index], one.arrival, one.index)))
     begun = np.full(len(served), np.iinfo(np.int64).max // 2, dtype=np.int64)
     placed = begun.copy()
     batches: list[Batch | None] = []
