@@ -48,7 +48,7 @@ HELD_BACK = 0.2
 
 @dataclass(frozen=True)
 class ClientReconstruction:
-    """``schedule`` as of engine stamps; ``bounds`` on the front end; ``warnings`` on the quality of the client's times."""
+    """``schedule`` as of engine stamps; ``bounds`` on the front end; ``warnings`` of times that are doubtful."""
 
     schedule: Reconstruction
     bounds: Bounds
@@ -87,6 +87,8 @@ def reconstruct_client_side(
     for again in range(ROUNDS):
         driven = run.compose(way)
         found = run.reconstruction(driven)
+        if not found.spans():
+            raise InputError(f"{trace.name}: no iterations can be timed: too few tokens, or none that were seen apart")
         step_seconds = refine(found)
         if run.late:
             run.place_ends(driven, step_seconds)
@@ -128,6 +130,8 @@ class _Run:
         self.trace, self.config = trace, config
         self.depth = 2 if config.async_scheduling else 1
         rows, self.requests = replayable(trace, config)
+        if not rows:
+            raise InputError(f"{trace.name} has no request that was served: all failed or without arrival")
         lists = trace.lists("token_times")
         usable = np.array([bool(lists[row]) and (known is None or bool(known[row])) for row in rows], dtype=bool)
         if not any(lists):
@@ -247,7 +251,9 @@ class _Run:
 
     def reconstruction(self, driven: Driven) -> Reconstruction:
         """Batches, and the measured spans as differences of stamps."""
-        stamps, numbers, quiet = [0.0], [], []
+        stamps = [0.0]
+        numbers: list[int] = []
+        quiet: list[bool] = []
         for begin, end, seconds in self.timeline.spans():
             begins, ended = (int(self.numbers[one]) for one in (begin, end))
             begins, ended = begins + self._waits(driven, begins), ended + self._waits(driven, ended)
@@ -307,8 +313,9 @@ class _Run:
         return Bounds(np.array(least), np.array(most), np.array(prompts), max(self.timeline.jitter, 1e-4))
 
     def _has_room(self, batch: Batch | None) -> bool:
-        config = self.config
-        return batch is not None and batch.num_tokens <= ROOM * config.token_budget and batch.num_seqs < config.max_num_seqs
+        if batch is None or batch.num_seqs >= self.config.max_num_seqs:
+            return False
+        return batch.num_tokens <= ROOM * self.config.token_budget
 
     def warnings(self) -> tuple[str, ...]:
         """What of the client's times makes the fit less sure."""

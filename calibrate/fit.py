@@ -188,7 +188,8 @@ class ProfileFit:
         self.front_end_ = fit_front_end(Bounds.of_all(self._bounds))
         if self.front_end_ is None:
             self.sentences_.append(
-                "front end: not told, since nearly every request queued; record a run at a rate the server keeps up with"
+                "front end: not told, since nearly every request queued; record a run at a rate the server keeps "
+                "up with"
             )
             return
         self.sentences_ += self.front_end_.sentences
@@ -335,7 +336,7 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
         )
         target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
         # The triangle of a QR decomposition has the same least squares in as many rows as there are coefficients.
-        triangle = np.linalg.qr(np.column_stack([matrix, target]), mode="r")
+        triangle: Floats = np.asarray(np.linalg.qr(np.column_stack([matrix, target]), mode="r"))
         small, aim = triangle[:, :-1], triangle[:, -1]
         found = lsq_linear(small, aim, bounds=(space.least / space.spread, np.inf)).x * space.spread
         close = np.max(np.abs(found - values) / space.spread) < 1e-4

@@ -13,7 +13,7 @@ can be told; all of it is placed before the engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ FEWEST = 20
 """Requests with a lower bound, below which nothing is fitted: everybody queued, and a queue hides the way to it."""
 TOKENS = 1e-6
 """Seconds per prompt token in one unit of the search."""
-RESAMPLES = 60
+RESAMPLES = 50
 SEED = 20240815
 
 
@@ -52,6 +52,10 @@ class Bounds:
         )
         return cls(least, most, prompts, max(part.blur for part in parts))
 
+    def rows(self, some: Any) -> Bounds:
+        """Some of the requests."""
+        return Bounds(self.least[some], self.most[some], self.prompt_tokens[some], self.blur)
+
 
 @dataclass(frozen=True)
 class FittedFrontEnd:
@@ -74,8 +78,8 @@ class FittedFrontEnd:
         ]
         if self.negative:
             found.append(
-                "front end: requests seem to reach the engine before they were sent; check the arrivals (--arrivals) and "
-                "the engine arguments"
+                "front end: requests seem to reach the engine before they were sent; check the arrivals (--arrivals) "
+                "and the engine arguments"
             )
         if self.per_prompt_token_ci95[0] <= 0:
             found.append(
@@ -90,22 +94,23 @@ def fit_front_end(bounds: Bounds, resamples: int = RESAMPLES) -> FittedFrontEnd 
 
     Intervals are of a bootstrap over requests; without resamples they are points.
     """
-    least, most = np.minimum(bounds.least, bounds.most), bounds.most
-    telling = int(np.isfinite(least).sum())
+    bounds = replace(bounds, least=np.minimum(bounds.least, bounds.most))
+    telling = int(np.isfinite(bounds.least).sum())
     if telling < FEWEST:
         return None
+    found = _maximise(bounds)
     random = np.random.default_rng(SEED)
-    value = _maximise(least, most, bounds.prompt_tokens, bounds.blur, least_way=0.0)
-    draws = []
-    for _ in range(resamples):
-        some = random.integers(0, least.size, least.size)
-        # Free to be negative: a bound would make values next to it look sure.
-        draws.append(_maximise(least[some], most[some], bounds.prompt_tokens[some], bounds.blur, start=value))
+    size = bounds.most.size
+    draws = [_maximise(bounds.rows(random.integers(0, size, size)), found) for _ in range(resamples)]
     # Instants are known to the blur, which all requests may share.
     shared = np.array([bounds.blur, bounds.blur / max(float(np.std(bounds.prompt_tokens)), 1.0)])
     spread = 1.96 * np.hypot(np.std(draws, axis=0, ddof=1), shared) if resamples > 1 else np.zeros(2)
-    low, high = np.maximum(value - spread, 0.0), value + spread
-    negative = resamples > 1 and float(np.mean(draws, axis=0)[0] + spread[0]) < 0
+    negative = resamples > 1 and bool(found[0] + spread[0] < 0)
+    value = found
+    if found[1] < 0:
+        value = np.array([_maximise(replace(bounds, prompt_tokens=np.zeros(bounds.most.size)))[0], 0.0])
+    value = np.maximum(value, 0.0)
+    low, high = np.clip(found - spread, 0.0, value), np.maximum(found + spread, value)
     return FittedFrontEnd(
         float(value[0]),
         (float(low[0]), float(high[0])),
@@ -116,32 +121,27 @@ def fit_front_end(bounds: Bounds, resamples: int = RESAMPLES) -> FittedFrontEnd 
     )
 
 
-def _maximise(
-    least: Floats,
-    most: Floats,
-    tokens: Floats,
-    blur: float,
-    *,
-    start: Floats | None = None,
-    least_way: float | None = None,
-) -> Floats:
-    """Constant and seconds per prompt token of greatest likelihood; the noise is at least ``blur``."""
-    wide = most - least
-    scale = max(blur, 1e-5)
+def _maximise(bounds: Bounds, start: Floats | None = None) -> Floats:
+    """Constant and seconds per prompt token of greatest likelihood; the noise is at least the blur."""
+    least, most, tokens = bounds.least, bounds.most, bounds.prompt_tokens
+    scale = max(bounds.blur, 1e-5)
+    wide = np.maximum(most - least, 1e-3 * scale)
 
     def loss(point: Floats) -> float:
         way = point[0] * scale + point[1] * TOKENS * tokens
-        noise = scale * np.exp(point[2])
-        above, below = (way - least) / noise, (most - way) / noise
-        # The logistic F(below) - F(-above) as a product; an interval that is a point gets a small width.
-        apart = np.maximum(wide, 1e-3 * scale) / noise
-        return -float(np.sum(log_expit(above) + log_expit(below) + np.log1p(-np.exp(-apart))))
+        noise = scale * np.exp(np.clip(point[2], 0.0, 8.0))
+        # The logistic F(most) - F(least) as a product.
+        inside = log_expit((way - least) / noise) + log_expit((most - way) / noise)
+        return -float(np.sum(inside + np.log1p(-np.exp(-wide / noise))))
 
-    middle = ((least + most) / 2)[np.isfinite(least)]
-    spread = float(np.median(np.abs(middle - np.median(middle)))) if middle.size else scale
     if start is None:
-        start = np.array([max(float(np.median(middle)), 0.0), 0.0])
-    first = np.array([start[0] / scale, start[1] / TOKENS, np.log(max(spread / scale, 1.0))])
-    bounds = [(least_way, None), (least_way, None), (0.0, 8.0)]
-    found = minimize(loss, first, method="L-BFGS-B", bounds=bounds)
-    return np.array([found.x[0] * scale, found.x[1] * TOKENS])
+        middle = ((least + most) / 2)[np.isfinite(least)]
+        start = np.array([float(np.median(middle)), 0.0])
+    point = np.array([start[0] / scale, start[1] / TOKENS, 1.0])
+    # Three numbers: a simplex needs no linear algebra library, whose threads would cost more than the search. The
+    # second one starts where the first has narrowed down to.
+    for size in (1.0, 0.1):
+        corners = point + np.vstack([np.zeros(3), size * np.diag([10.0, 5.0, 1.0])])
+        options = {"initial_simplex": corners, "xatol": 1e-2, "fatol": 1e-3, "maxfev": 600}
+        point = minimize(loss, point, method="Nelder-Mead", options=options).x
+    return np.array([point[0] * scale, point[1] * TOKENS])

@@ -342,7 +342,9 @@ class Driven:
         return self.batches[number - self.first] if inside else None
 
 
-def drive(config: EngineConfig, requests: Sequence[Request], admitted: Ints, first: int, last: int, rank: Floats | None = None) -> Driven:
+def drive(
+    config: EngineConfig, requests: Sequence[Request], admitted: Ints, first: int, last: int, rank: Floats | None = None
+) -> Driven:
     """Schedule iterations ``first`` (or the first admission, if that is earlier) to ``last``.
 
     Request r waits from iteration ``admitted[r]`` on; of those admitted together the one of lower ``rank`` comes first

@@ -132,7 +132,9 @@ def _chain(times: tuple[Floats, ...]) -> tuple[Floats, npt.NDArray[np.bool_], tu
         ends.append(end)
         late[decoding] += 0.1 * (upcoming - end)
         following = [
-            times[one][number + 1 - start[one]] - late[one] for one in decoding if number + 1 - start[one] < len(times[one])
+            times[one][number + 1 - start[one]] - late[one]
+            for one in decoding
+            if number + 1 - start[one] < len(times[one])
         ]
         recent = np.diff(ends[-NEIGHBOURS:])
         step = float(np.median(following)) - end if following else float(np.median(recent)) if recent.size else 0.0

@@ -133,8 +133,8 @@ def resolve(
             assumed["version"] = ".".join(map(str, config.version))
         elif config.version < (0, 8):
             conflicts.append(
-                f"vLLM {version} ran the V0 engine; it is simulated by V1's scheduling rules (and V0's late output, from 0.6 "
-                "on), so other differences count as the simulator's error"
+                f"vLLM {version} ran the V0 engine; it is simulated by V1's scheduling rules (with V0's late output, "
+                "from 0.6 on), so other differences count as the simulator's error"
             )
         config.validate()
         options = profile.accelerator.options

@@ -50,7 +50,7 @@ def replay_options(command: Command) -> Command:
                 "--arrivals",
                 default="measured",
                 show_default=True,
-                help="measured, nominal (the workload's), catalogue, or poisson:rate=R,seed=S to draw unknown ones anew.",
+                help="measured, nominal (the workload's), catalogue, or poisson:rate=R,seed=S to draw them anew.",
             ),
             click.option(
                 "--cold-start/--no-cold-start",
@@ -119,10 +119,11 @@ def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
     InputError
         If one names a trace that is not among them.
     """
-    general, own = "measured", {}
+    general = "measured"
+    own: dict[str, str] = {}
     for choice in choices:
         name, equals, scheme = choice.partition("=")
-        if not equals or ":" in name and name.partition(":")[0] in DISTRIBUTIONS:
+        if not equals or (":" in name and name.partition(":")[0] in DISTRIBUTIONS):
             general = choice
             continue
         if name not in names:

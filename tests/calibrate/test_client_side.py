@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from calibrate.cli.options import arrivals_of
-from calibrate.client_schedule import is_client_side, reconstruct_client_side
+from calibrate.client_schedule import is_client_side
 from calibrate.fit import LINEAR_UNITS, FittedCoefficient, ProfileFit, with_coefficients
 from calibrate.front_end import Bounds, fit_front_end
 from calibrate.holdout import hold_out, mean_errors, score
@@ -100,7 +100,9 @@ def same_iterations(found, numbers):
     lie against each other."""
     moved = np.concatenate([places - number for places, number in zip(found.places, numbers, strict=True)])
     # Idle iterations that only computed prompts show no token: the difference may step, but only there.
-    steps = np.concatenate([np.diff(places) - np.diff(number) for places, number in zip(found.places, numbers)])
+    steps = np.concatenate(
+        [np.diff(places) - np.diff(number) for places, number in zip(found.places, numbers, strict=True)]
+    )
     return np.mean(steps == 0), moved
 
 
@@ -227,6 +229,12 @@ def test_client_files_without_single_tokens_are_refused_with_the_reason():
         ProfileFit().fit([(changed(trace, token_times=one), base, None)])
 
 
+def test_a_run_in_which_every_request_failed_is_refused():
+    trace, _, base = client_run(count=10)
+    with pytest.raises(InputError, match="all failed"):
+        ProfileFit().fit([(changed(trace, status=["failed"] * 10), base, None)])
+
+
 def test_the_front_end_delays_requests_of_client_side_traces_only():
     trace, _, base = client_run(count=5, rate=0.1)
     slow = replace(base, front_end=FrontEnd(per_request=0.5, per_prompt_token=1e-3))
@@ -246,9 +254,7 @@ def test_old_engines_hand_tokens_on_when_the_next_step_is_launched():
         "token_times": [[0.0]] * 2,
     }
     trace = Trace(requests_table(columns, 2), {"name": "two", "warmed_up": True, "clock": {"kind": "run"}})
-    truth = [
-        true_deployment(deployment(version, async_scheduling=False)) for version in ("0.6.3", "0.8.0", "0.5.0")
-    ]
+    truth = [true_deployment(deployment(version, async_scheduling=False)) for version in ("0.6.3", "0.8.0", "0.5.0")]
     old, new, oldest = (replay(trace, one, record_iterations=True).predicted for one in truth)
     times, ends = old.lists("token_times"), np.cumsum(old.iterations["duration"].to_numpy())
     # The second prompt's step hands on the first's first token; a step of decodes is launched at once.
