@@ -10,13 +10,15 @@ What the data cannot tell so stays at physics. The fit is then checked end to en
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.client_schedule import is_client_side, reconstruct_client_side
+from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
 from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, going_together, refine, scaled_start
 from calibrate.least_squares import SYSTEMATIC, base_weights, best_strength, deviations, solve, systematic
 from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
@@ -24,7 +26,8 @@ from calibrate.simulated import SimulatedRun
 from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
 from profiles.deployment import Deployment
 from profiles.errors import InputError
-from profiles.profile import Profile
+from profiles.profile import FrontEnd, Profile
+from replay.run import replay
 from replay.trace import Trace
 from simulator.batch import Batch
 
@@ -67,10 +70,12 @@ class ProfileFit:
         Simulations that the fit took; 0 where the equations alone told the coefficients.
     sentences_ : list of str
         What was not identified, and what to record to change that.
-    notes_ : list of str
-        What could not be used as it should have been, and what was done instead.
     singular_values_ : list of float
         Of the equations in units of prior spread and noise: values below 1 are directions the data do not tell.
+    front_end_ : FittedFrontEnd or None
+        The way between client and engine, where runs were measured at the client and tell it.
+    warnings_ : list of str
+        What of the traces makes the fit less sure, or could not be used as it should, and what was done instead.
     domain_ : dict
         Range of sequences, tokens and contexts in the fitted iterations.
     spans_ : list of (list of Batch, float)
@@ -88,10 +93,12 @@ class ProfileFit:
     residual_: float = field(default=np.nan, init=False)
     correlated_: list[tuple[str, str, float]] = field(default_factory=list, init=False)
     sentences_: list[str] = field(default_factory=list, init=False)
-    notes_: list[str] = field(default_factory=list, init=False)
     singular_values_: list[float] = field(default_factory=list, init=False)
     domain_: dict[str, Any] = field(default_factory=dict, init=False)
     spans_: list[tuple[list[Batch], float]] = field(default_factory=list, init=False, repr=False)
+    front_end_: FittedFrontEnd | None = field(default=None, init=False)
+    warnings_: list[str] = field(default_factory=list, init=False)
+    _bounds: list[Bounds] = field(default_factory=list, init=False, repr=False)
 
     def fit(self, runs: Sequence[tuple[Trace, Deployment, Rows | None]]) -> ProfileFit:
         """Learn from one or more runs, which share their coefficients.
@@ -112,14 +119,16 @@ class ProfileFit:
         batches: list[Batch] = []
         for run in runs:
             own = CoefficientSpace(run[1])
-            simulate.append(partial(_simulated, run, own))
             try:
                 spans = self._spans(*run)
             except NotRecoverable as error:
                 if not self.simulates:
                     raise
-                self.notes_.append(f"{error}; fitted to simulated latencies instead")
+                self.warnings_.append(f"{error}; fitted to simulated latencies instead")
+                simulate.append(partial(_simulated, run, own))
                 continue
+            if _stamped_by_engine(*run):
+                simulate.append(partial(_simulated, run, own))
             parts.append(own.equations(spans))
             batches += [batch for inside, _ in spans for batch in inside]
             self.spans_ += spans
@@ -136,6 +145,8 @@ class ProfileFit:
         self.domain_ = _domain(batches) if batches else {}
         self._learn(space, equations, simulate, complete)
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        if self._bounds:
+            self._learn_front_end()
         return self
 
     @property
@@ -145,11 +156,25 @@ class ProfileFit:
 
     def deployment(self, base: Deployment) -> Deployment:
         """Return the deployment with what was learned in force."""
-        return with_coefficients(base, self.coefficients_)
+        learned = with_coefficients(base, self.coefficients_)
+        if self.front_end_ is None:
+            return learned
+        way = FrontEnd(per_request=self.front_end_.per_request, per_prompt_token=self.front_end_.per_prompt_token)
+        return replace(learned, front_end=way)
 
     def written(self, profile: Profile, stem: str) -> tuple[Profile, dict[str, bytes]]:
         """Return the profile with what was learned, and the files that lie beside it, by name; here there are none."""
         return profile, {}
+
+    def _learn_front_end(self) -> None:
+        self.front_end_ = fit_front_end(Bounds.of_all(self._bounds))
+        if self.front_end_ is None:
+            self.sentences_.append(
+                "front end: not told, since nearly every request queued; record a run at a rate the server keeps "
+                "up with"
+            )
+            return
+        self.sentences_ += self.front_end_.sentences
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
@@ -159,12 +184,23 @@ class ProfileFit:
         def refined(found: Reconstruction) -> Any:
             return space.step_seconds(solve(space, space.equations(found.spans()), 0.01)[0])
 
-        found = reconstruct(trace, deployment.config, space.step_seconds(space.prior), refined, known)
+        prior = space.step_seconds(space.prior)
+        if is_client_side(trace):
+            client = reconstruct_client_side(trace, deployment.config, prior, refined, known)
+            self._bounds.append(client.bounds)
+            self.warnings_ += client.warnings
+            found = client.schedule
+        else:
+            found = reconstruct(trace, deployment.config, prior, refined, known)
         if found.misplaced > MOST_MISPLACED * len(trace):
-            raise NotRecoverable(
-                f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: "
-                f"{found.misplaced} of {len(trace)} first tokens lie elsewhere; check the engine arguments "
-                "(max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling)"
+            where = f"{found.misplaced} of {len(trace)} first tokens lie elsewhere"
+            if replay(trace, deployment, cold_start=False).summary["preemptions"]:
+                raise NotRecoverable(
+                    f"{trace.name}: its stamps do not tell its schedule ({where}), as with preempted requests"
+                )
+            raise InputError(
+                f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: {where}; "
+                "check the engine arguments (max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling)"
             )
         self.misplaced_ += found.misplaced
         return found.spans()
@@ -183,6 +219,9 @@ class ProfileFit:
         if not len(equations):
             self.strength_ = 1.0 if self.strength is None else self.strength
             runs = [one(space) for one in simulate]
+            told = sum(run.num_measured for run in runs)
+            if told < 2 * len(space.names):
+                raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             latencies = refine(runs, scaled_start(runs, space.prior), prior, None)
             evidence = _Evidence(space, equations, latencies.values, self.strength_, latencies)
@@ -190,7 +229,7 @@ class ProfileFit:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
             values = solve(space, equations, self.strength_)[0]
             # Where neighbouring spans err together, the model is wrong somewhere; the loss decides where it may be.
-            if self.simulates and (not complete or systematic(space, equations) > SYSTEMATIC):
+            if simulate and self.simulates and (not complete or systematic(space, equations) > SYSTEMATIC):
                 latencies = self._refined(space, equations, values, simulate)
             evidence = _Evidence(
                 space, equations, values if latencies is None else latencies.values, self.strength_, latencies
@@ -222,6 +261,11 @@ class ProfileFit:
         )
         prior = Prior(space.prior, space.spread, space.least, min(self.strength_, 1.0))
         return refine(runs, start, prior, rows)
+
+
+def _stamped_by_engine(trace: Trace, deployment: Deployment, known: Rows | None) -> bool:
+    """Whether latencies tell more than spans do: not where iterations were recorded, or seen by a client."""
+    return not is_client_side(trace) and (trace.iterations is None or known is not None)
 
 
 def _simulated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> SimulatedRun:
@@ -310,7 +354,7 @@ def _equation_rows(
 def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:
     """Say what was not identified, what the run held, and what to record."""
     missing = [one.name for one in coefficients if not one.identified]
-    if not missing:
+    if not missing or not batches:
         return []
     sequences = np.array([batch.num_seqs for batch in batches])
     prefills = sum(bool(batch.prefills) for batch in batches)

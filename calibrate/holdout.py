@@ -75,10 +75,12 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     raise InputError(f"{scheme!r}: expected {SHAPE}", field="--holdout")
 
 
-def simulate(runs: Sequence[Run], fit: Learner, wanted: Sequence[Rows | None]) -> list[Trace | None]:
+def simulate(
+    runs: Sequence[Run], fit: Learner, wanted: Sequence[Rows | None], cold_start: bool = True
+) -> list[Trace | None]:
     """Predict each run with what was learned; None for runs of which no row is wanted."""
     return [
-        None if rows is None else replay(trace, fit.deployment(deployment)).predicted
+        None if rows is None else replay(trace, fit.deployment(deployment), cold_start=cold_start).predicted
         for (trace, deployment), rows in zip(runs, wanted, strict=True)
     ]
 
@@ -98,11 +100,13 @@ def compared(trace: Trace, predicted: Trace, rows: Rows, cold: frozenset[str]) -
     return Comparison(trace, predicted, "arrival", exclude)
 
 
-def score(runs: Sequence[Run], fit: Learner, scored: Sequence[Rows | None]) -> list[Comparison]:
+def score(
+    runs: Sequence[Run], fit: Learner, scored: Sequence[Rows | None], cold_start: bool = True
+) -> list[Comparison]:
     """Simulate each run with what was learned and compare the rows that are scored."""
     return [
         compared(trace, predicted, rows, cold_requests(predicted))
-        for (trace, _), predicted, rows in zip(runs, simulate(runs, fit, scored), scored, strict=True)
+        for (trace, _), predicted, rows in zip(runs, simulate(runs, fit, scored, cold_start), scored, strict=True)
         if predicted is not None and rows is not None
     ]
 
@@ -116,13 +120,15 @@ def training_of(runs: Sequence[Run], part: Part) -> list[tuple[Trace, Deployment
     ]
 
 
-def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[tuple[Learner, list[Comparison]]]:
+def hold_out(
+    runs: Sequence[Run], scheme: str, strength: float | None, cold_start: bool = True
+) -> list[tuple[Learner, list[Comparison]]]:
     """Fit and score every part of a scheme; the scored rows take no part in any choice of their fit."""
     results: list[tuple[Learner, list[Comparison]]] = []
     for part in parts(scheme, [trace for trace, _ in runs]):
         fit = learner_for(runs[0][1], strength)
         fit.fit(training_of(runs, part))
-        results.append((fit, score(runs, fit, part.scored)))
+        results.append((fit, score(runs, fit, part.scored, cold_start)))
     return results
 
 

@@ -49,7 +49,10 @@ def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tup
             ]
         )
         target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
-        found = lsq_linear(matrix, target, bounds=(space.least / space.spread, np.inf)).x * space.spread
+        # The triangle of a QR decomposition has the same least squares in as many rows as there are coefficients.
+        triangle: Floats = np.asarray(np.linalg.qr(np.column_stack([matrix, target]), mode="r"))
+        small, aim = triangle[:, :-1], triangle[:, -1]
+        found = lsq_linear(small, aim, bounds=(space.least / space.spread, np.inf)).x * space.spread
         close = np.max(np.abs(found - values) / space.spread) < 1e-4
         values = found
         if close:

@@ -14,7 +14,7 @@ linear in an accelerator model's coefficients, without a simulation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from replay.run import replayable
 from replay.trace import Trace
 from simulator.batch import Batch
 from simulator.engine_config import EngineConfig
-from simulator.request import ServedRequest
+from simulator.request import Request, ServedRequest
 from simulator.scheduler import Scheduler, Step
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -286,20 +286,23 @@ class _Puzzle:
         numbers = np.maximum.accumulate(numbers)
         admitted = self._admissions(numbers)
         target = numbers[self.first_place]
-        found, placed = self._drive(numbers, admitted)
+        driven = self._drive(numbers, admitted)
         for _ in range(REPAIRS):
-            off = placed[self.known] - target
+            off = driven.placed[self.known] - target
             if not off.any():
                 break
             # Admitted an iteration or so too early or too late: the stamp of the schedule call lies at a boundary.
             moved = admitted.copy()
             moved[self.known] -= np.sign(off) * (np.abs(off) < 50)
-            again, placed_again = self._drive(numbers, moved)
-            if np.count_nonzero(placed_again[self.known] - target) >= np.count_nonzero(off):
+            again = self._drive(numbers, moved)
+            if np.count_nonzero(again.placed[self.known] - target) >= np.count_nonzero(off):
                 break
-            found, placed, admitted = again, placed_again, moved
-        misplaced = int(np.count_nonzero(placed[self.known] - target))
-        return Reconstruction(self.stamps, numbers, found[0], found[1], misplaced, self.quiet)
+            driven, admitted = again, moved
+        misplaced = int(np.count_nonzero(driven.placed[self.known] - target))
+        return Reconstruction(self.stamps, numbers, driven.first, driven.batches, misplaced, self.quiet)
+
+    def _drive(self, numbers: Ints, admitted: Ints) -> Driven:
+        return drive(self.config, self.requests, admitted, int(numbers[0]), int(numbers[-1]))
 
     def _admissions(self, numbers: Ints) -> Ints:
         """Iteration that each request is admitted into at the earliest.
@@ -326,31 +329,59 @@ class _Puzzle:
             admitted[by_arrival] = np.where(known[by_arrival], admitted[by_arrival], queued)
         return admitted.astype(np.int64)
 
-    def _drive(self, numbers: Ints, admitted: Ints) -> tuple[tuple[int, list[Batch | None]], Ints]:
-        """Schedule every iteration; return the batches and the iteration of each request's first token."""
-        config = self.config
-        scheduler = Scheduler(config)
-        served = [
-            ServedRequest.enter(request, place, config.max_model_len) for place, request in enumerate(self.requests)
-        ]
-        order = deque(sorted(served, key=lambda one: (admitted[one.index], one.arrival, one.index)))
-        first, end = int(min(admitted.min(), numbers[0])), int(numbers[-1])
-        placed = np.full(len(served), np.iinfo(np.int64).max // 2, dtype=np.int64)
-        batches: list[Batch | None] = []
-        in_flight: deque[Step] = deque()
-        for number in range(first, end + 1):
-            if len(in_flight) == self.depth:
-                scheduler.update(in_flight.popleft(), number)
-            while order and admitted[order[0].index] <= number:
-                scheduler.add(order.popleft())
-            step = scheduler.schedule(number)
-            in_flight.append(step)
-            batches.append(step.batch() if step.items else None)
-            for item in step.items:
-                begins = item.num_computed_tokens + item.num_scheduled_tokens == item.served.num_prompt_tokens
-                if item.samples and begins:
-                    placed[item.served.index] = number
-        return (first, batches), placed
+
+@dataclass(frozen=True)
+class Driven:
+    """What the scheduler made of a run: ``batches[number - first]``, and of each request two iterations.
+
+    ``begun`` is the one that computed its first tokens, ``placed`` the one that yields its first output token (far
+    away if that was not reached).
+    """
+
+    first: int
+    batches: list[Batch | None]
+    begun: Ints
+    placed: Ints
+
+    def batch(self, number: int) -> Batch | None:
+        """Return what an iteration computed; None if the engine had nothing to do, or it is not among these."""
+        inside = 0 <= number - self.first < len(self.batches)
+        return self.batches[number - self.first] if inside else None
+
+
+def drive(
+    config: EngineConfig, requests: Sequence[Request], admitted: Ints, first: int, last: int, rank: Floats | None = None
+) -> Driven:
+    """Schedule iterations ``first`` (or the first admission, if that is earlier) to ``last``.
+
+    Request r waits from iteration ``admitted[r]`` on; of those admitted together the one of lower ``rank`` comes first
+    (their arrival if absent).
+    """
+    first = min(first, int(admitted.min()))
+    depth = 2 if config.async_scheduling else 1
+    scheduler = Scheduler(config)
+    served = [ServedRequest.enter(request, place, config.max_model_len) for place, request in enumerate(requests)]
+    ranks = np.array([request.arrival for request in requests]) if rank is None else rank
+    order = deque(sorted(served, key=lambda one: (admitted[one.index], ranks[one.index], one.arrival, one.index)))
+    begun = np.full(len(served), np.iinfo(np.int64).max // 2, dtype=np.int64)
+    placed = begun.copy()
+    batches: list[Batch | None] = []
+    in_flight: deque[Step] = deque()
+    for number in range(first, last + 1):
+        if len(in_flight) == depth:
+            scheduler.update(in_flight.popleft(), number)
+        while order and admitted[order[0].index] <= number:
+            scheduler.add(order.popleft())
+        step = scheduler.schedule(number)
+        in_flight.append(step)
+        batches.append(step.batch() if step.items else None)
+        for item in step.items:
+            place = item.served.index
+            begun[place] = min(begun[place], number)
+            begins = item.num_computed_tokens + item.num_scheduled_tokens == item.served.num_prompt_tokens
+            if item.samples and begins:
+                placed[place] = number
+    return Driven(first, batches, begun, placed)
 
 
 def spans_of_recording(trace: Trace) -> list[tuple[list[Batch], float]]:

@@ -80,7 +80,7 @@ class SimulatedRun:
         first, last, output = (trace.column(name)[rows] for name in ("first_token", "last_token", "output_tokens"))
         self.measured = np.array([first - start, last - start, np.where(output > 1, last - first, np.nan)])
         self.measured[:, ~counts] = np.nan
-        if trace.meta.get("warmed_up") is not True and len(rows):
+        if trace.meta.get("warmed_up") is not True and rows:
             # Whether its excess is a cold start or not, the first request is none to learn from.
             self.measured[:, int(np.argmin(trace.column("arrival")[rows]))] = np.nan
         if not np.isfinite(self.measured).any():
@@ -88,6 +88,11 @@ class SimulatedRun:
         least = np.array([SHORTEST_TTFT, SHORTEST_TTFT, SHORTEST_DECODE])[:, None]
         self.scale = np.maximum(np.where(np.isnan(self.measured), 1.0, self.measured), least)
         self.simulations = 0
+
+    @property
+    def num_measured(self) -> int:
+        """Requests with a latency that counts."""
+        return int(np.isfinite(self.measured).any(axis=0).sum())
 
     def residuals(self, coefficients: Floats) -> Residuals:
         """Simulate, and compare what was measured.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from profiles.errors import InputError, found
 from profiles.huggingface import model_shape
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
-from profiles.profile import WITHOUT_PHYSICS, LoadedProfile
+from profiles.profile import WITHOUT_PHYSICS, FrontEnd, LoadedProfile
 from simulator.accelerators.base import HOST_COMPONENTS, HostOverhead, WithHost
 from simulator.cuda_graphs import capture_sizes
 from simulator.engine import Engine
@@ -56,6 +56,7 @@ class Deployment:
     accelerator: WithHost
     conflicts: tuple[str, ...]
     assumed: Mapping[str, Any]
+    front_end: FrontEnd = field(default_factory=FrontEnd)
 
     def engine(self) -> Engine:
         """Return an engine ready to run."""
@@ -138,8 +139,8 @@ def resolve(
             assumed["version"] = ".".join(map(str, config.version))
         elif config.version < (0, 8):
             conflicts.append(
-                f"vLLM {version} ran the V0 engine; it is simulated by V1's rules, so differences in scheduling "
-                "count as the simulator's error"
+                f"vLLM {version} ran the V0 engine; it is simulated by V1's scheduling rules (with V0's late output, "
+                "from 0.6 on), so other differences count as the simulator's error"
             )
         config.validate()
         if hardware is not None:
@@ -154,7 +155,8 @@ def resolve(
         accelerator = WithHost(device, host, factors)
     except SimulationError as error:
         raise InputError(str(error)) from None
-    return Deployment(loaded, shape, hardware, config, accelerator, tuple(conflicts), assumed)
+    front_end = profile.front_end or FrontEnd()
+    return Deployment(loaded, shape, hardware, config, accelerator, tuple(conflicts), assumed, front_end)
 
 
 _WORTH_SAYING = {

@@ -46,6 +46,23 @@ class Host(BaseModel):
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
 
 
+class FrontEnd(BaseModel):
+    """Seconds between client and engine, of traces that were measured at the client: per request and prompt token.
+
+    Client-side times tell only the sum of the way there and the way back; all of it is placed before the engine.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    per_request: NonNegativeFloat = 0.0
+    per_request_ci95: tuple[float, float] | None = None
+    per_prompt_token: NonNegativeFloat = 0.0
+    per_prompt_token_ci95: tuple[float, float] | None = None
+
+    def seconds(self, prompt_tokens: float) -> float:
+        """Return the delay of a request."""
+        return self.per_request + self.per_prompt_token * prompt_tokens
+
+
 class Accelerator(BaseModel):
     """Which accelerator model, and its own options."""
 
@@ -75,6 +92,7 @@ class Profile(BaseModel):
     accelerator: Accelerator
     coefficients: dict[str, Coefficient] = {}
     host: Host = Host()
+    front_end: FrontEnd | None = None
     domain: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from profiles.deployment import Deployment, Facts
 from profiles.errors import InputError
+from profiles.profile import FrontEnd
 from replay.block_hashes import at_block_size
 from replay.clocks import Floats
 from replay.cold_start import find_cold_start
@@ -78,7 +79,8 @@ def replay(
     InputError
         If nothing can be replayed, or the engine could not serve it.
     """
-    rows, requests = replayable(trace, deployment.config)
+    front_end = deployment.front_end if trace.meta.get("vantage") == "client" else None
+    rows, requests = replayable(trace, deployment.config, front_end)
     if not requests:
         raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
     gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
@@ -114,10 +116,12 @@ def replay(
     return Replay(predicted, _summary(trace, simulation))
 
 
-def replayable(trace: Trace, config: EngineConfig) -> tuple[list[int], list[Request]]:
+def replayable(
+    trace: Trace, config: EngineConfig, front_end: FrontEnd | None = None
+) -> tuple[list[int], list[Request]]:
     """Return the rows of a trace that a simulation can serve, and their requests.
 
-    Left out are failed requests and those without arrival or lengths.
+    Left out are failed requests and those without arrival or lengths. A front end delays their arrival at the engine.
     """
     arrival, priority = trace.column("arrival"), np.nan_to_num(trace.column("priority"))
     prompt, output = trace.column("prompt_tokens"), trace.column("output_tokens")
@@ -132,7 +136,7 @@ def replayable(trace: Trace, config: EngineConfig) -> tuple[list[int], list[Requ
         requests.append(
             Request(
                 id=one,
-                arrival=float(arrival[row]),
+                arrival=float(arrival[row]) + (front_end.seconds(prompt[row]) if front_end else 0.0),
                 prompt_tokens=int(prompt[row]),
                 output_tokens=int(output[row]),
                 priority=int(priority[row]),

@@ -163,6 +163,7 @@ class _Run:
         self.ended = 0
         self.fruitless = 0
         self.preempted_since_token = False
+        self.delivered: dict[int, int] = {}
         self.result = Simulation(served, tuple(accelerator.components))
         self.result.component_seconds = [0.0] * len(self.result.components)
 
@@ -181,6 +182,7 @@ class _Run:
                     continue
             elif not self.in_flight:
                 if not self.arrivals:
+                    self._deliver_late()
                     return
                 self.clock = self.arrivals[0].arrival
                 continue
@@ -230,13 +232,17 @@ class _Run:
 
     def _execute(self, step: Step) -> int:
         """Hand a step to the device; return when it will be done."""
-        components = self.accelerator.step(step.batch())
+        batch = step.batch()
+        components = self.accelerator.step(batch)
         duration = nanoseconds(sum(components))
         if duration <= 0:
-            raise SimulationError(f"the accelerator model gave {sum(components)} seconds for {step.batch()}")
+            raise SimulationError(f"the accelerator model gave {sum(components)} seconds for {batch}")
         duration += self.cold_start
         self.cold_start = 0
         start = max(self.clock, self.device_free)
+        semantics = self.scheduler.config.semantics
+        if semantics.output_after_next_launch and start == self.device_free and batch.prefills:
+            self.delivered[start] = start + duration
         self.device_free = start + duration
         result = self.result
         result.iterations += 1
@@ -258,6 +264,17 @@ class _Run:
                 )
             )
         return self.device_free
+
+    def _deliver_late(self) -> None:
+        """Move the tokens of steps whose output had to wait to when the next step was launched."""
+        if not self.delivered:
+            return
+        for served in self.result.served:
+            if served.first_token is not None and served.last_token is not None:
+                served.first_token = self.delivered.get(served.first_token, served.first_token)
+                served.last_token = self.delivered.get(served.last_token, served.last_token)
+            if served.token_times is not None:
+                served.token_times = [self.delivered.get(time, time) for time in served.token_times]
 
     def _await_oldest(self) -> None:
         step, end = self.in_flight.popleft()

@@ -58,6 +58,9 @@ class Semantics:
     """Up to 0.11, without chunked prefill: a prompt beyond the budget is passed over, and keeps no order."""
     aborts_before_update: bool
     """0.13: aborts that came during a step take effect before its output is taken in."""
+    output_after_next_launch: bool
+    """0.6 and 0.7 (V0): a step's output is processed when the next one has been launched. Kernel by kernel, as steps
+    that compute prompts are, that lasts until about its end; a CUDA graph of decodes is launched at once."""
 
     @classmethod
     def of(cls, version: tuple[int, int]) -> Semantics:
@@ -73,6 +76,7 @@ class Semantics:
             victims_above_move_the_place=version >= (0, 28),
             passes_over_prompts_beyond_the_budget=version < (0, 12),
             aborts_before_update=version >= (0, 13),
+            output_after_next_launch=(0, 6) <= version < (0, 8),
         )
 
 

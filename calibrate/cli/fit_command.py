@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import click
 import numpy as np
 
-from calibrate.cli.options import load_trace, render_text, write_output
+from calibrate.cli.options import arrivals_of, load_trace, render_text, write_output
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from calibrate.learners import learner_for
 from calibrate.space import HOST_UNITS, LINEAR_UNITS
 from profiles.deployment import resolve
-from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
+from profiles.profile import Accelerator, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
@@ -59,6 +60,18 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
     type=click.FloatRange(min=1e-9, max=1e9),
     help="Weight of the base profile; chosen by cross-validation if absent.",
 )
+@click.option(
+    "--arrivals",
+    multiple=True,
+    metavar="SCHEME|TRACE=SCHEME",
+    help="For all traces or for one: measured (default), nominal, catalogue, or poisson:rate=R,seed=S.",
+)
+@click.option(
+    "--cold-start/--no-cold-start",
+    default=True,
+    show_default=True,
+    help="Impose the measured cold start of a run that was not warmed up, where errors are told.",
+)
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(
     traces: tuple[str, ...],
@@ -70,9 +83,11 @@ def command(
     model: str | None,
     assume_defaults: bool,
     strength: float | None,
+    arrivals: tuple[str, ...],
+    cold_start: bool,
     style: str,
 ) -> None:
-    """Fit a profile's coefficients to the engine stamps of TRACEs, or to their recorded iterations."""
+    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, or token times of clients."""
     if bases:
         if base is not None or target is not None:
             raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
@@ -85,14 +100,14 @@ def command(
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
-    for name in traces:
-        trace = load_trace(name)
+    for name, choice in zip(traces, arrivals_of(traces, arrivals), strict=True):
+        trace = load_trace(name, choice)
         deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
         runs.append((trace, deployment))
-    held = hold_out(runs, holdout, strength) if holdout else []
+    held = hold_out(runs, holdout, strength, cold_start) if holdout else []
     fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
     everything = [np.ones(len(trace), dtype=bool) for trace, _ in runs]
-    in_sample = mean_errors(score(runs, fit, everything))
+    in_sample = mean_errors(score(runs, fit, everything, cold_start))
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
     document = {
         "schema": SCHEMA,
@@ -107,6 +122,8 @@ def command(
             "correlated": [list(pair) for pair in fit.correlated_],
             "sentences": fit.sentences_,
         },
+        "front_end": None if fit.front_end_ is None else asdict(fit.front_end_),
+        "warnings": fit.warnings_,
         "equations": fit.equations_,
         "iterations": fit.iterations_,
         "misplaced": fit.misplaced_,
@@ -169,9 +186,10 @@ def _profile(
             for one in fit.coefficients_
         },
         host=host,
+        front_end=_front_end(fit, base),
         domain=fit.domain_,
         provenance={
-            "method": "least squares on iterations (recorded, or reconstructed from shared stamps)",
+            "method": "least squares on iterations (recorded, or reconstructed from stamps or token times)",
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
             "engine_versions": versions,
@@ -179,6 +197,18 @@ def _profile(
             "mape": metrics,
             "servecal": version("servecal"),
         },
+    )
+
+
+def _front_end(fit: ProfileFit, base: Profile) -> FrontEnd | None:
+    learned = fit.front_end_
+    if learned is None:
+        return base.front_end
+    return FrontEnd(
+        per_request=_short(learned.per_request),
+        per_request_ci95=(_short(learned.per_request_ci95[0]), _short(learned.per_request_ci95[1])),
+        per_prompt_token=_short(learned.per_prompt_token),
+        per_prompt_token_ci95=(_short(learned.per_prompt_token_ci95[0]), _short(learned.per_prompt_token_ci95[1])),
     )
 
 
@@ -203,6 +233,17 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
             "" if one.identified else "not identified",
         )
     parts: list[Any] = [table, Text()]
+    way = fit.front_end_
+    if way is not None:
+        (low, high), (least, most) = way.per_request_ci95, way.per_prompt_token_ci95
+        parts += [
+            Text(
+                f"front end: {1e3 * way.per_request:.2f} ms a request ({1e3 * low:.2f} to {1e3 * high:.2f}), "
+                f"{1e6 * way.per_prompt_token:.2f} us a prompt token ({1e6 * least:.2f} to {1e6 * most:.2f}); told by "
+                f"{way.requests} requests that did not queue"
+            ),
+            Text(),
+        ]
     errors = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     for column in ("mean error per request", "TTFT", "TPOT", "E2E", "requests"):
         errors.add_column(column, justify="left" if column[0] == "m" else "right", no_wrap=True)
@@ -221,6 +262,7 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     )
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
+    parts += [Text(f"warning: {line}") for line in fit.warnings_]
     parts += [Text(f"note: {line}") for line in fit.sentences_]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
     parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))

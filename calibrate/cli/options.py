@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +17,13 @@ from profiles.deployment import Deployment, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
 from reference_traces.library import Located, locate
-from replay.arrivals import with_arrivals
+from replay.arrivals import DISTRIBUTIONS, with_arrivals
 from replay.readers import read_trace
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
 
+CATALOGUE = "catalogue"
+"""Choice of ``--arrivals``: as the catalogue says they were drawn, else as measured."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -48,7 +50,7 @@ def replay_options(command: Command) -> Command:
                 "--arrivals",
                 default="measured",
                 show_default=True,
-                help="measured, nominal (the workload's), or poisson:rate=R,seed=S to draw unknown ones anew.",
+                help="measured, nominal (the workload's), catalogue, or poisson:rate=R,seed=S to draw them anew.",
             ),
             click.option(
                 "--cold-start/--no-cold-start",
@@ -89,14 +91,47 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
     """
     located = locate(name)
     trace = _with_catalogue(read_trace(located.path), located)
-    if trace.clock == REQUEST_CLOCK and arrivals == "measured" and located.file and located.file.arrivals:
-        drawn = located.file.arrivals
+    drawn = located.file.arrivals if located.file else None
+    scheme = drawn and f"{drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}"
+    if arrivals == CATALOGUE:
+        return with_arrivals(trace, scheme or "measured")
+    if trace.clock == REQUEST_CLOCK and arrivals == "measured" and scheme:
         raise InputError(
             f"{name} does not say when its requests were sent; the catalogue says how they were drawn: "
-            f"--arrivals {drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}",
+            f"--arrivals {CATALOGUE} takes that, which is --arrivals {scheme}",
             field="--arrivals",
         )
     return with_arrivals(trace, arrivals)
+
+
+def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
+    """Say which arrivals each of several traces takes.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Traces, as the user calls them.
+    choices : sequence of str
+        Options: a scheme for all, or ``NAME=SCHEME`` for one.
+
+    Raises
+    ------
+    InputError
+        If one names a trace that is not among them.
+    """
+    general = "measured"
+    own: dict[str, str] = {}
+    for choice in choices:
+        name, equals, scheme = choice.partition("=")
+        if not equals or (":" in name and name.partition(":")[0] in DISTRIBUTIONS):
+            general = choice
+            continue
+        if name not in names:
+            raise InputError(
+                f"{choice!r}: expected SCHEME or NAME=SCHEME, with a name of: {', '.join(names)}", field="--arrivals"
+            )
+        own[name] = scheme
+    return [own.get(name, general) for name in names]
 
 
 def _with_catalogue(trace: Trace, located: Located) -> Trace:

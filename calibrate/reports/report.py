@@ -30,7 +30,13 @@ class Report:
     def notes(self) -> list[str]:
         """Sentences that a reader of the numbers must know."""
         notes = [*self.trace.meta.get("notes", []), *self.replay.predicted.meta.get("notes", [])]
-        if self.trace.meta.get("vantage") == "client":
+        way = self.deployment.front_end
+        if self.trace.meta.get("vantage") == "client" and (way.per_request or way.per_prompt_token):
+            notes.append(
+                f"measured at the client: the profile's front end, {1e3 * way.per_request:.2f} ms a request and "
+                f"{1e6 * way.per_prompt_token:.2f} us a prompt token, delays every request"
+            )
+        elif self.trace.meta.get("vantage") == "client":
             notes.append(
                 "measured at the client: its latencies hold network and front end, which the simulation does not"
             )

@@ -17,10 +17,11 @@ class AcceleratorModel(Protocol):
     """Prices one engine iteration.
 
     ``components`` names the parts of an iteration's time, in the order in which ``step`` returns them. All
-    are non-negative and add up to the iteration. Two calls with equal batches return equal times.
+    are non-negative; each times its coefficient they add up to the iteration. Two calls with equal batches return equal
+    times.
 
     A model may say what its components are worth before anything is fitted: ``default_coefficients`` (mapping of str
-    to float) where not 1, and ``expected_coefficients`` (mapping of str to mean and standard deviation), what
+    to float) where that is not 1, and ``expected_coefficients`` (mapping of str to mean and standard deviation), what
     coefficients a fit expects before it has seen data.
     """
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrate.cli.options import load_trace
 from calibrate.errors import compare
+from calibrate.holdout import hold_out, mean_errors
 from profiles.deployment import resolve
 from profiles.import_bundle import import_bundle
 from profiles.profile import load_profile
@@ -122,3 +124,21 @@ def test_running_and_waiting_follow_the_measured_gauges(runs):
     assert timeline["running"]["mae"] < 2
     assert timeline["waiting"]["mae"] < 2
     assert "kv_usage" not in timeline
+
+
+def test_a_fit_at_16_requests_a_second_predicts_32_from_what_clients_saw(monkeypatch):
+    """vLLM 0.6.3 (V0) on eight H100, client-side times, arrivals as the catalogue says they were drawn."""
+    name = "h100x8-llama-3.1-405b-fp8"
+    if not (TRACES / name).is_dir():
+        pytest.skip(f"{name} is not in {TRACES} (SERVECAL_TRACES)")
+    monkeypatch.setenv("SERVECAL_TRACES", str(TRACES))
+    base = load_profile("roofline:h100-sxm")
+    traces = [load_trace(f"{name}/{run}.json", "catalogue") for run in ("qps16", "qps32")]
+    runs = [(trace, resolve(base, facts_of(trace))) for trace in traces]
+    [(fit, comparisons)] = hold_out(runs, f"trace:{name}/qps32.json", None)
+    assert fit.misplaced_ < 0.05 * len(traces[0])
+    errors = mean_errors(comparisons)
+    assert errors["ttft"]["n"] == 622
+    assert errors["ttft"]["mape"] < 0.05
+    assert errors["tpot"]["mape"] < 0.03
+    assert errors["e2e"]["mape"] < 0.02

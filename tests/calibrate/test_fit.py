@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from calibrate.fit import ProfileFit
-from calibrate.space import LINEAR_UNITS, with_coefficients
 from calibrate.holdout import hold_out, mean_errors, parts, score
 from calibrate.reconstruction import reconstruct
+from calibrate.space import LINEAR_UNITS, with_coefficients
 from profiles.deployment import Facts, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
