@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from calibrate.client_schedule import is_client_side, reconstruct_client_side
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
-from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, going_together, refine, scaled_start
+from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, best_start, going_together, refine
 from calibrate.least_squares import SYSTEMATIC, base_weights, best_strength, deviations, solve, systematic
 from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
 from calibrate.simulated import SimulatedRun
@@ -115,7 +115,7 @@ class ProfileFit:
             contradicts itself.
         """
         space = CoefficientSpace(runs[0][1])
-        parts, simulate = [], []
+        parts, simulate, rough = [], [], []
         batches: list[Batch] = []
         for run in runs:
             own = CoefficientSpace(run[1])
@@ -126,24 +126,23 @@ class ProfileFit:
                     raise
                 self.warnings_.append(f"{error}; fitted to simulated latencies instead")
                 simulate.append(partial(_simulated, run, own))
+                rough += [own.equations(error.spans)] if error.spans else []
                 continue
             if _stamped_by_engine(*run):
                 simulate.append(partial(_simulated, run, own))
             parts.append(own.equations(spans))
             batches += [batch for inside, _ in spans for batch in inside]
             self.spans_ += spans
-        equations = Equations(
-            np.concatenate([np.empty((0, len(space.names))), *(part.features for part in parts)]),
-            np.concatenate([np.empty(0), *(part.seconds for part in parts)]),
-        )
+        equations = _together(space, parts)
         complete = len(parts) == len(runs)
+        preempted = any(np.nansum(trace.column("preemptions")) > 0 for trace, _, _ in runs)
         if complete and len(equations) < 2 * len(space.names):
             raise InputError(
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
             )
         self.iterations_, self.equations_ = len(batches), len(equations)
         self.domain_ = _domain(batches) if batches else {}
-        self._learn(space, equations, simulate, complete)
+        self._learn(space, equations, simulate, complete and not preempted, _together(space, rough))
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
         if self._bounds:
             self._learn_front_end()
@@ -196,7 +195,8 @@ class ProfileFit:
             where = f"{found.misplaced} of {len(trace)} first tokens lie elsewhere"
             if replay(trace, deployment, cold_start=False).summary["preemptions"]:
                 raise NotRecoverable(
-                    f"{trace.name}: its stamps do not tell its schedule ({where}), as with preempted requests"
+                    f"{trace.name}: its stamps do not tell its schedule ({where}), as with preempted requests",
+                    found.spans(),
                 )
             raise InputError(
                 f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: {where}; "
@@ -206,15 +206,24 @@ class ProfileFit:
         return found.spans()
 
     def _learn(
-        self, space: CoefficientSpace, equations: Equations, simulate: Sequence[Simulate], complete: bool
+        self,
+        space: CoefficientSpace,
+        equations: Equations,
+        simulate: Sequence[Simulate],
+        complete: bool,
+        rough: Equations,
     ) -> None:
-        """Equations first; then simulated latencies, where they tell more or are all there is."""
+        """Equations first; then simulated latencies, where they tell more or are all there is (then from a rough idea).
+
+        ``complete`` says that the schedule of every run is known.
+        """
         there = np.asarray(equations.features.any(axis=0))
         if not complete:
             there |= np.any([one(space).residuals(space.prior).jacobian.any(axis=0) for one in simulate], axis=0)
         # What no batch has a part in (collectives on one device) is no coefficient of these runs.
         space = space.only(there)
         equations = Equations(equations.features[:, there], equations.seconds)
+        rough = Equations(rough.features[:, there], rough.seconds)
         latencies = None
         if not len(equations):
             self.strength_ = 1.0 if self.strength is None else self.strength
@@ -223,7 +232,8 @@ class ProfileFit:
             if told < 2 * len(space.names):
                 raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
-            latencies = refine(runs, scaled_start(runs, space.prior), prior, None)
+            likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
+            latencies = refine(runs, best_start(runs, likely), prior, None)
             evidence = _Evidence(space, equations, latencies.values, self.strength_, latencies)
         else:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
@@ -263,6 +273,13 @@ class ProfileFit:
         return refine(runs, start, prior, rows)
 
 
+def _together(space: CoefficientSpace, parts: Sequence[Equations]) -> Equations:
+    return Equations(
+        np.concatenate([np.empty((0, len(space.names))), *(part.features for part in parts)]),
+        np.concatenate([np.empty(0), *(part.seconds for part in parts)]),
+    )
+
+
 def _stamped_by_engine(trace: Trace, deployment: Deployment, known: Rows | None) -> bool:
     """Whether latencies tell more than spans do: not where iterations were recorded, or seen by a client."""
     return not is_client_side(trace) and (trace.iterations is None or known is not None)
@@ -292,18 +309,19 @@ class _Evidence:
         bread = self._precision([1.0] * len(self.groups))
         honest = bread
         if latencies is not None:
-            self.groups.append((latencies.rows * space.spread, latencies.residuals))
+            self.groups.append((latencies.rows * space.spread, latencies.residuals, slice(None)))
             ones = [1.0] * len(self.groups)
             bread = self._precision(ones)
             # Latencies of one run err together: they are fewer than they look.
             honest = self._precision([*ones[:-1], 1 / going_together(latencies.residuals)])
         self.covariance = np.linalg.inv(honest)
-        self.deviation = deviations(self.groups, np.linalg.inv(bread), self.covariance) * space.spread
+        pushes = [(rows, residuals) for rows, residuals, _ in self.groups]
+        self.deviation = deviations(pushes, np.linalg.inv(bread), self.covariance) * space.spread
 
     def _precision(self, weights: Sequence[float]) -> Floats:
         found: Floats = self.weight * np.eye(len(self.space.names))
-        for (rows, _), weight in zip(self.groups, weights, strict=True):
-            found = found + weight * rows.T @ rows
+        for (rows, _, inside), weight in zip(self.groups, weights, strict=True):
+            found = found + weight * rows[inside].T @ rows[inside]
         return found
 
     def coefficients(self) -> list[FittedCoefficient]:
@@ -322,7 +340,7 @@ class _Evidence:
         ]
 
     def singular_values(self) -> list[float]:
-        rows = np.vstack([rows for rows, _ in self.groups])
+        rows = np.vstack([rows[inside] for rows, _, inside in self.groups])
         return [float(one) for one in np.linalg.svd(rows, compute_uv=False)]
 
     def correlated(self) -> list[tuple[str, str, float]]:
@@ -339,16 +357,15 @@ class _Evidence:
 
 def _equation_rows(
     space: CoefficientSpace, equations: Equations, values: Floats, temper: float
-) -> tuple[Floats, Floats]:
-    """Rows and residuals of the equations, in units of prior spread and of noise."""
+) -> tuple[Floats, Floats, Any]:
+    """Rows and residuals of the equations, in units of prior spread and of noise, and which of them tell slopes."""
     base = base_weights(equations)
     off = (equations.features @ values - equations.seconds) * base
     noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
     robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off), 1e-15)))
     scale = base * robust / (noise * np.sqrt(temper))
     # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
-    slope = np.where(robust >= 1, 1.0, 0.0)
-    return equations.features * space.spread * (scale * slope)[:, None], off / base * scale
+    return equations.features * space.spread * scale[:, None], off / base * scale, robust >= 1
 
 
 def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:

@@ -66,14 +66,14 @@ class Fitted:
     simulations: int
 
 
-def scaled_start(runs: Sequence[SimulatedRun], values: Floats) -> Floats:
-    """Return the coefficients times the factor under which latencies are right by order of magnitude."""
+def best_start(runs: Sequence[SimulatedRun], likely: Sequence[Floats]) -> Floats:
+    """Return which of several coefficients, and factors on them, brings latencies nearest by their logarithms."""
 
-    def off(scale: float) -> float:
-        shares = [np.abs(np.log(np.maximum(1 + run.residuals(scale * values).values, 1e-3))).mean() for run in runs]
+    def off(values: Floats) -> float:
+        shares = [np.abs(np.log(np.maximum(1 + run.residuals(values).values, 1e-3))).mean() for run in runs]
         return float(np.mean(shares))
 
-    return min(SCALES, key=off) * values
+    return min((scale * values for values in likely for scale in SCALES), key=off)
 
 
 def refine(

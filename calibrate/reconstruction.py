@@ -14,7 +14,7 @@ linear in an accelerator model's coefficients, without a simulation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,11 @@ CROWDED = 1000.0
 
 
 class NotRecoverable(InputError):
-    """A run's schedule cannot be told from its stamps."""
+    """A run's schedule cannot be told from its stamps; ``spans`` hold what is nearest, if anything is."""
+
+    def __init__(self, message: str, spans: Sequence[tuple[list[Batch], float]] = ()) -> None:
+        super().__init__(message)
+        self.spans = list(spans)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def reconstruct(
     Parameters
     ----------
     trace : Trace
-        With engine stamps (``scheduled``, ``first_token``, ``last_token``) on one clock, no preemptions.
+        With engine stamps (``scheduled``, ``first_token``, ``last_token``) on one clock.
     config : EngineConfig
         Of the engine that ran.
     step_seconds : callable
@@ -141,10 +145,10 @@ class _Puzzle:
             raise NotRecoverable(
                 f"{trace.name} has not the engine stamps (scheduled, first and last token) that it takes"
             )
-        if np.nansum(trace.column("preemptions")[rows]) > 0:
-            raise NotRecoverable(f"{trace.name} has preemptions: its schedule cannot be recovered from stamps")
         self.arrival, self.scheduled = arrival, scheduled
         self.known = np.flatnonzero(stamped)
+        # Requests that were preempted had iterations without a token: nobody knows how many.
+        self.straight = ~(np.nan_to_num(trace.column("preemptions")[rows])[stamped] > 0)
         self.first, self.last = first[stamped], last[stamped]
         self.output, self.prompt = output[stamped].astype(np.int64), prompt[stamped]
         ticks, places = np.unique(
@@ -162,7 +166,7 @@ class _Puzzle:
     def _chains(self) -> tuple[Ints, Ints]:
         """Chain of each stamp, and its iterations past the chain's origin."""
         links: list[list[tuple[int, int]]] = [[] for _ in self.stamps]
-        for begin, end, output in zip(self.first_place, self.last_place, self.output, strict=True):
+        for begin, end, output in self._straight_chains():
             links[begin].append((int(end), int(output) - 1))
             links[end].append((int(begin), 1 - int(output)))
         chain = np.full(self.stamps.size, -1, dtype=np.int64)
@@ -182,6 +186,11 @@ class _Puzzle:
                         todo.append(other)
             count += 1
         return chain, offset
+
+    def _straight_chains(self) -> Iterator[tuple[int, int, int]]:
+        """Places of first and last token, and output tokens, of the requests that were not preempted."""
+        chains = self.first_place[self.straight], self.last_place[self.straight], self.output[self.straight]
+        return zip(*(one.tolist() for one in chains), strict=True)
 
     def first_guess(self, step_seconds: StepSeconds) -> Floats:
         """Iterations between neighbouring stamps, from the running requests and one scale each for decode and prefill.
@@ -206,7 +215,7 @@ class _Puzzle:
                 mixed = step_seconds(Batch([(int(prompts[place]), 0)], decodes))
                 prefill[place] = max(0.0, mixed - decode[place])
         rows = []
-        for begin, end, output in zip(self.first_place, self.last_place, self.output, strict=True):
+        for begin, end, output in self._straight_chains():
             if output > 1 and end > begin:
                 inside = slice(begin, end)
                 mean = np.average(decode[inside], weights=self.gaps[inside])
