@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.1, 0.01, 1e-3)
 """Weights of the prior that cross-validation chooses from; 1 takes its spread and the noise at their word."""
-SYSTEMATIC = 2.0
+SYSTEMATIC = 1.5
 """Neighbouring residuals that go together by this factor are the model's error and no noise, of which more data does
 not bring less: only then may the prior weigh more than 1."""
 AS_GOOD = 1.05
