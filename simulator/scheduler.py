@@ -25,6 +25,9 @@ class ScheduledItem(NamedTuple):
     samples: bool
 
 
+_new_item = tuple.__new__
+
+
 class Step:
     """What one call of ``Scheduler.schedule`` decided."""
 
@@ -40,7 +43,8 @@ class Step:
         computed = served.num_computed_tokens
         known = served.num_tokens + served.num_output_placeholders
         samples = computed + num_new_tokens >= known
-        self.items.append(ScheduledItem(served, computed, num_new_tokens, samples))
+        # What a NamedTuple's constructor does, without the call in between: this runs for every token.
+        self.items.append(_new_item(ScheduledItem, (served, computed, num_new_tokens, samples)))
         self.budget -= num_new_tokens
 
     def remove(self, served: ServedRequest) -> bool:
@@ -115,6 +119,7 @@ class Scheduler:
     def update(self, step: Step, now: int) -> list[ServedRequest]:
         """Take in a step's output tokens, produced at ``now``; return the requests that ended."""
         ended = []
+        asynchronous, register = self.config.async_scheduling, self.kv_cache.register
         for served, _, num_scheduled_tokens, samples in step.items:
             served.num_in_flight_tokens -= num_scheduled_tokens
             stale = served.num_stale_output_tokens > 0
@@ -122,7 +127,17 @@ class Scheduler:
                 served.num_stale_output_tokens -= num_scheduled_tokens
             if not samples or served.finished:
                 continue
-            self._append_output(served, now, stale)
+            served.num_tokens += 1
+            if served.first_token is None:
+                served.first_token = now
+            served.last_token = now
+            if served.token_times is not None:
+                served.token_times.append(now)
+            if asynchronous and not stale:
+                served.num_output_placeholders -= 1
+            computed = served.num_computed_tokens - served.num_output_placeholders
+            if computed > served.block_event and served.status is Status.RUNNING:
+                register(served, computed)
             if served.num_tokens >= served.max_total_tokens:
                 self._end(served, Status.FINISHED)
                 ended.append(served)
@@ -137,8 +152,24 @@ class Scheduler:
     def _schedule_running(self, step: Step, threshold: int) -> None:
         """Phase 1: every running request advances, in order of admission."""
         place = 0
-        while place < len(self.running) and step.budget > 0:
-            served = self.running[place]
+        running, items = self.running, step.items
+        max_model_len = self.config.max_model_len
+        skips_last = self.config.semantics.capped_requests_skip_the_last_step
+        while place < len(running) and step.budget > 0:
+            served = running[place]
+            computed, placeholders = served.num_computed_tokens, served.num_output_placeholders
+            end = computed + 1
+            if (
+                served.num_tokens + placeholders == end
+                and end <= served.block_event
+                and end < max_model_len
+                and not (skips_last and placeholders and end + 1 - placeholders >= served.max_total_tokens)
+            ):
+                # Most of all: a decode that needs no block.
+                items.append(_new_item(ScheduledItem, (served, computed, 1, True)))
+                step.budget -= 1
+                place += 1
+                continue
             num_new_tokens = self._next_tokens(served, step.budget, threshold)
             if num_new_tokens <= 0:
                 place += 1
@@ -237,19 +268,6 @@ class Scheduler:
             served.num_in_flight_tokens += num_scheduled_tokens
             if samples and asynchronous:
                 served.num_output_placeholders += 1
-
-    def _append_output(self, served: ServedRequest, now: int, stale: bool) -> None:
-        served.num_tokens += 1
-        if served.first_token is None:
-            served.first_token = now
-        served.last_token = now
-        if served.token_times is not None:
-            served.token_times.append(now)
-        if self.config.async_scheduling and not stale:
-            served.num_output_placeholders -= 1
-        computed = served.num_computed_tokens - served.num_output_placeholders
-        if computed > served.block_event and served.status is Status.RUNNING:
-            self.kv_cache.register(served, computed)
 
     def _end(self, served: ServedRequest, status: Status) -> None:
         if served.status is Status.RUNNING:
