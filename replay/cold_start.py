@@ -10,7 +10,7 @@ iteration, and the request itself is left out of the errors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,11 @@ def find_cold_start(
         return None
     # Only requests that came before its first token can have had a part in it.
     early = [request for request in requests if request.arrival <= first_token[first.id]]
-    served = simulate(early).served[early.index(first)]
+    place = early.index(first)
+    if not any(request.priority < first.priority for request in early):
+        # Nobody overtakes it, so what anybody does after a first token comes later than its own.
+        early = [replace(request, output_tokens=1) for request in early]
+    served = simulate(early).served[place]
     if served.first_token is None:
         return None
     predicted = (served.first_token - served.arrival) / NS
