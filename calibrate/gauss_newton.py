@@ -171,9 +171,13 @@ class _Problem:
         targets.append(pull * (mean - values) / spread)
         stacked = np.vstack(matrices)
         brake = np.sqrt(damping * (stacked**2).sum(axis=0))
+        # The triangle of a QR decomposition has the same least squares in as many rows as there are coefficients.
+        rows = np.vstack([stacked, np.diag(brake)])
+        aim = np.concatenate([*targets, np.zeros(values.size)])
+        triangle: Floats = np.asarray(np.linalg.qr(np.column_stack([rows, aim]), mode="r"))
         moved = lsq_linear(
-            np.vstack([stacked, np.diag(brake)]),
-            np.concatenate([*targets, np.zeros(values.size)]),
+            triangle[:, :-1],
+            triangle[:, -1],
             bounds=(np.minimum((self.prior.least - values) / spread, 0.0) - 1e-9, np.inf),
         ).x
         stepped: Floats = np.maximum(values + moved * spread, self.prior.least)

@@ -372,24 +372,22 @@ def drive(
     served = [ServedRequest.enter(request, place, config.max_model_len) for place, request in enumerate(requests)]
     ranks = np.array([request.arrival for request in requests]) if rank is None else rank
     order = deque(sorted(served, key=lambda one: (admitted[one.index], ranks[one.index], one.arrival, one.index)))
-    begun = np.full(len(served), np.iinfo(np.int64).max // 2, dtype=np.int64)
-    placed = begun.copy()
     batches: list[Batch | None] = []
     in_flight: deque[Step] = deque()
     for number in range(first, last + 1):
         if len(in_flight) == depth:
-            scheduler.update(in_flight.popleft(), number)
+            scheduler.update(in_flight.popleft(), number - depth)
         while order and admitted[order[0].index] <= number:
             scheduler.add(order.popleft())
         step = scheduler.schedule(number)
         in_flight.append(step)
         batches.append(step.batch() if step.items else None)
-        for item in step.items:
-            place = item.served.index
-            begun[place] = min(begun[place], number)
-            begins = item.num_computed_tokens + item.num_scheduled_tokens == item.served.num_prompt_tokens
-            if item.samples and begins:
-                placed[place] = number
+    for number, step in enumerate(in_flight, start=last + 1 - len(in_flight)):
+        scheduler.update(step, number)
+    # The clock of this scheduler counts iterations: its stamps are their numbers.
+    never = np.iinfo(np.int64).max // 2
+    begun = np.array([never if one.scheduled is None else one.scheduled for one in served], dtype=np.int64)
+    placed = np.array([never if one.first_token is None else one.first_token for one in served], dtype=np.int64)
     return Driven(first, batches, begun, placed)
 
 
