@@ -233,7 +233,7 @@ class ProfileFit:
                 raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
-            latencies = refine(runs, best_start(runs, likely), prior, None)
+            latencies = refine(runs, best_start(runs, likely), prior, None, decode_first=True)
             evidence = _Evidence(space, equations, latencies.values, self.strength_, latencies)
         else:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)

@@ -27,6 +27,7 @@ LEAST_NOISE = (0.005, 0.001, 0.001)
 STAGES = 3
 """Times that the noise is estimated anew; the loss is the same within each."""
 STEPS = 10
+DECODE = ("decode",)
 SMALL_GAIN = 3e-3
 """A step that lowers the loss by less than this share is the last of its stage."""
 MOST_DAMPING = 1e3
@@ -82,6 +83,8 @@ def refine(
     prior: Prior,
     linear: LinearRows | None,
     progress: Callable[[int], None] | None = None,
+    *,
+    decode_first: bool = False,
 ) -> Fitted:
     """Lower the simulated loss from a start.
 
@@ -94,6 +97,9 @@ def refine(
         Spans of iterations, where some were measured.
     progress : callable, optional
         Called with the number of steps tried.
+    decode_first : bool
+        Turn by turn fit decode times alone: from a start far off, waiting times lead anywhere, for they hang on who
+        queues.
 
     Raises
     ------
@@ -103,8 +109,9 @@ def refine(
     values = np.maximum(start, prior.least)
     found = [run.residuals(values) for run in runs]
     tried = 0
-    for _ in range(STAGES):
-        problem = _Problem(prior, linear, found)
+    stages = [*(DECODE, LATENCIES) * 2, LATENCIES] if decode_first else [LATENCIES] * STAGES
+    for counts in stages:
+        problem = _Problem(prior, linear, found, counts)
         loss, damping = problem.loss(values, found), 0.01
         began = loss
         for _ in range(STEPS):
@@ -123,7 +130,7 @@ def refine(
                 damping *= 10
                 if damping > MOST_DAMPING:
                     break
-        if began - loss < SMALL_GAIN * began:
+        if not decode_first and began - loss < SMALL_GAIN * began:
             break
     rows, residuals = problem.latency_rows(found)
     return Fitted(values, rows, residuals, sum(run.simulations for run in runs))
@@ -132,10 +139,13 @@ def refine(
 class _Problem:
     """The loss under one estimate of the noise, and its linearisation."""
 
-    def __init__(self, prior: Prior, linear: LinearRows | None, found: Sequence[Residuals]) -> None:
+    def __init__(
+        self, prior: Prior, linear: LinearRows | None, found: Sequence[Residuals], counts: Sequence[str] = LATENCIES
+    ) -> None:
         self.prior, self.linear = prior, linear
         self.noise = [_noise(one) for one in found]
-        self.worth = [_worth(one, noise) for one, noise in zip(found, self.noise, strict=True)]
+        some = np.array([name in counts for name in LATENCIES])
+        self.worth = [some * _worth(one, noise) for one, noise in zip(found, self.noise, strict=True)]
 
     def loss(self, values: Floats, found: Sequence[Residuals]) -> float:
         total = sum(

@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from calibrate.fit import ProfileFit
+from calibrate.gauss_newton import Prior, refine
 from calibrate.holdout import hold_out, mean_errors, parts, score
 from calibrate.reconstruction import reconstruct
-from calibrate.space import LINEAR_UNITS, with_coefficients
+from calibrate.simulated import SimulatedRun
+from calibrate.space import LINEAR_UNITS, CoefficientSpace, with_coefficients
 from profiles.deployment import Facts, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
@@ -205,12 +207,67 @@ def test_too_little_data_is_refused(count):
         ProfileFit().fit([(trace, base, None)])
 
 
-def test_a_trace_with_preemptions_is_refused_with_the_reason():
-    trace, _, base = run(count=30)
+@pytest.mark.parametrize("told", [True, False], ids=["preemptions told", "not told"])
+def test_a_run_with_preemptions_is_fitted_all_the_same(told, monkeypatch):
+    monkeypatch.setitem(ARGUMENTS, "num_gpu_blocks", 120)
+    trace, _, base = run(count=150, rate=9.0, noise=0.02)
+    assert trace.column("preemptions").sum() > 10
+    if not told:
+        columns = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
+        columns["preemptions"] = [None] * len(trace)
+        trace = replace(trace, requests=requests_table(columns, len(trace)), _columns={})
+    fit = ProfileFit().fit([(trace, base, None)])
+    assert fit.simulations_ > 0
+    errors = mean_errors(score([(trace, base)], fit, [np.ones(len(trace), dtype=bool)]))
+    assert errors["ttft"]["mape"] < 0.06
+    assert errors["tpot"]["mape"] < 0.015
+    assert errors["e2e"]["mape"] < 0.02
+
+
+def test_latencies_alone_tell_the_coefficients_if_the_start_is_near(monkeypatch):
+    # Nothing but first and last tokens, as a client without token times has them.
+    trace, _, base = run(count=150, rate=12.0, noise=0.01)
     columns = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
-    columns["preemptions"] = [1] * 30
-    with pytest.raises(InputError, match="has preemptions"):
-        ProfileFit().fit([(replace(trace, requests=requests_table(columns, 30), _columns={}), base, None)])
+    columns |= {"queued": [None] * len(trace), "scheduled": [None] * len(trace)}
+    trace = replace(trace, requests=requests_table(columns, len(trace)), _columns={})
+    learned = ProfileFit().fit([(*run(count=60)[::2], None)]).coefficients_
+    start = with_coefficients(base, [replace(one, value=1.3 * one.value) for one in learned])
+    fit = ProfileFit().fit([(trace, start, None)])
+    assert fit.simulations_ > 0
+    assert any("simulated latencies" in line for line in fit.warnings_)
+    errors = mean_errors(score([(trace, base)], fit, [np.ones(len(trace), dtype=bool)]))
+    assert errors["e2e"]["mape"] < 0.02
+    assert errors["tpot"]["mape"] < 0.01
+
+
+def test_the_jacobian_is_that_of_the_simulation():
+    trace, _, base = run(count=60, rate=8.0)
+    truth = true_deployment(base)
+    space = CoefficientSpace(truth)
+    simulated = SimulatedRun(trace, base.config, space.features)
+    values = np.array([TRUTH[name] / LINEAR_UNITS[name] for name in space.names])
+    here = simulated.residuals(values)
+    assert np.abs(here.values).max() < 1e-6
+    for place in range(values.size):
+        moved = values.copy()
+        moved[place] += 1e-5
+        slope = (simulated.residuals(moved).values - here.values) / 1e-5
+        # Where an arrival lies that near to the end of a step, it catches another; elsewhere they are the same.
+        close = np.isclose(slope, here.jacobian[:, place], rtol=0.02, atol=0.01)
+        assert close.mean() > 0.9
+
+
+def test_steps_count_only_if_the_simulated_loss_falls():
+    trace, _, base = run(count=80, rate=12.0, noise=0.05)
+    space = CoefficientSpace(true_deployment(base))
+    simulated = SimulatedRun(trace, base.config, space.features)
+    start = 1.2 * np.array([TRUTH[name] / LINEAR_UNITS[name] for name in space.names])
+    prior = Prior(start, space.spread, space.least, 1.0)
+    found = refine([simulated], start, prior, None)
+    before, after = (np.abs(simulated.residuals(values).values).mean() for values in (start, found.values))
+    assert after < 0.9 * before
+    assert (found.values >= space.least).all()
+    assert found.simulations <= 35
 
 
 def test_the_command_writes_a_profile_that_reports_use(tmp_path):
