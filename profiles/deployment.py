@@ -13,7 +13,7 @@ from profiles.huggingface import model_shape
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
 from profiles.profile import LoadedProfile
-from simulator.accelerators.base import HOST_COMPONENTS, HostOverhead, WithHost
+from simulator.accelerators.base import HOST_COMPONENTS, CallOverhead, HostOverhead, WithHost
 from simulator.cuda_graphs import capture_sizes
 from simulator.engine import Engine
 from simulator.engine_config import EngineConfig, engine_arguments, known_arguments, resolve_engine_config
@@ -142,7 +142,8 @@ def resolve(
         terms = {name: _seconds(host_set, name, getattr(profile.host, name)) for name in HOST_TERMS}
         host = HostOverhead(**terms, capture_sizes=capture_sizes(config))
         factors = {name: coefficient.value for name, coefficient in profile.coefficients.items()}
-        accelerator = WithHost(device, host, factors)
+        call = CallOverhead(**profile.call.model_dump()) if profile.call else CallOverhead()
+        accelerator = WithHost(device, host, factors, call)
     except SimulationError as error:
         raise InputError(str(error)) from None
     return Deployment(loaded, shape, hardware, config, accelerator, tuple(conflicts), assumed)

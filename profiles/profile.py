@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from profiles.errors import InputError
 from profiles.library import library_folder, names
 from profiles.yaml_files import read_mapping, validate
-from simulator.accelerators.base import HostOverhead
+from simulator.accelerators.base import CallOverhead, HostOverhead
 
 SCHEMA = "servecal.profile/1"
 ROOFLINE = "roofline:"
@@ -42,7 +42,19 @@ class Host(BaseModel):
     per_padding_token: NonNegativeFloat = HostOverhead().per_padding_token
     per_step_beyond_graphs: NonNegativeFloat = HostOverhead().per_step_beyond_graphs
     per_longest_context: NonNegativeFloat = HostOverhead().per_longest_context
+    per_empty_query: NonNegativeFloat = HostOverhead().per_empty_query
+    per_long_prefill_token: NonNegativeFloat = HostOverhead().per_long_prefill_token
+    per_step_of_several_tokens: NonNegativeFloat = HostOverhead().per_step_of_several_tokens
+    per_step_of_several_tiles: NonNegativeFloat = HostOverhead().per_step_of_several_tiles
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
+
+
+class Call(BaseModel):
+    """Seconds of an offline call beside its iterations (``CallOverhead``)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    per_call: NonNegativeFloat = CallOverhead().per_call
+    per_request: NonNegativeFloat = CallOverhead().per_request
 
 
 class Accelerator(BaseModel):
@@ -74,6 +86,7 @@ class Profile(BaseModel):
     accelerator: Accelerator
     coefficients: dict[str, Coefficient] = {}
     host: Host = Host()
+    call: Call | None = None
     domain: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 
