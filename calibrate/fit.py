@@ -9,7 +9,7 @@ What the data cannot tell so stays at physics. The fit is then checked end to en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,11 +18,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import lsq_linear
 
+from calibrate.batches import BatchSums, batch_sums, predicted_trace
 from calibrate.reconstruction import Reconstruction, reconstruct, spans_of_recording
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from replay.run import PREDICTED
 from replay.trace import Trace
-from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
+from simulator.accelerators.base import (
+    CALL_COMPONENTS,
+    HOST_COMPONENTS,
+    AcceleratorModel,
+    CallOverhead,
+    HostOverhead,
+    WithHost,
+)
 from simulator.accelerators.linear import Linear
 from simulator.batch import Batch
 
@@ -37,8 +46,14 @@ HOST_UNITS = {
     "graph_padding": 1e-4,
     "beyond_graphs": 1e-2,
     "longest_context": 1e-6,
+    "attention_grid": 1e-7,
+    "long_prefill_token": 1e-5,
+    "several_tokens": 1e-4,
+    "several_tiles": 1e-4,
 }
 """Seconds of one unit of each term beside the device: a coefficient of 1 is a plausible size."""
+CALL_UNITS = {"call": 1e-3, "call_request": 1e-4}
+"""The same of the terms of an offline call."""
 LINEAR_UNITS = {
     "step": 5e-3,
     "sequence": 1e-4,
@@ -49,6 +64,7 @@ LINEAR_UNITS = {
 }
 PRIOR_SPREAD = 0.5
 """Standard deviation of a coefficient before any data, in units of the base profile's value or the host unit."""
+_LINEAR = Linear(LINEAR_UNITS)
 STRENGTHS = (1.0, 0.1, 0.01, 1e-3)
 """Weights of the prior that cross-validation chooses from; 1 takes the spread above at its word."""
 FOLDS = 5
@@ -72,17 +88,28 @@ class FittedCoefficient:
 
 @dataclass(frozen=True)
 class Equations:
-    """``features @ coefficients = seconds``: one row a span of iterations, in order of time."""
+    """``features @ coefficients = seconds``: one row a span of iterations, in order of time.
+
+    ``weights`` are relative to the noise: that of a span grows with the root of its length (independent iterations),
+    that of a batch with its length (all its iterations share the state of the device).
+    """
 
     features: Floats
     seconds: Floats
+    weights: Floats
 
     def __len__(self) -> int:
         return int(self.seconds.size)
 
     def rows(self, some: Any) -> Equations:
         """Some of the equations."""
-        return Equations(self.features[some], self.seconds[some])
+        return Equations(self.features[some], self.seconds[some], self.weights[some])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Equations]) -> Equations:
+        """Those of several runs."""
+        names = ("features", "seconds", "weights")
+        return cls(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
 
 
 @dataclass
@@ -144,24 +171,28 @@ class ProfileFit:
         """
         space = _Space(runs[0][1])
         parts = []
-        batches: list[Batch] = []
+        seen: list[tuple[Batch, int]] = []
         for trace, deployment, known in runs:
+            if trace.batches is not None:
+                sums = _Space(deployment).sums(trace)
+                usable = _usable(trace, sums, known)
+                parts.append(_equations_of_batches(trace, sums, usable))
+                seen += [one for place in np.flatnonzero(usable) for one in sums.seen[place]]
+                continue
             spans = self._spans(trace, deployment, known)
             parts.append(_Space(deployment).equations(spans))
-            batches += [batch for inside, _ in spans for batch in inside]
-        equations = Equations(
-            np.concatenate([part.features for part in parts]), np.concatenate([part.seconds for part in parts])
-        )
+            seen += [(batch, 1) for inside, _ in spans for batch in inside]
+        equations = Equations.joined(parts)
         if len(equations) < 2 * len(space.names):
             raise InputError(
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
             )
-        self.iterations_ = len(batches)
-        self.domain_ = _domain(batches)
+        self.iterations_ = sum(steps for _, steps in seen)
+        self.domain_ = _domain([batch for batch, _ in seen])
         # What no batch has a part in (collectives on one device) is no coefficient of these runs.
         there = np.asarray(equations.features.any(axis=0))
-        self._learn(space.only(there), Equations(equations.features[:, there], equations.seconds))
-        self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        self._learn(space.only(there), replace(equations, features=equations.features[:, there]))
+        self.sentences_ += _what_was_seen(seen, self.coefficients_)
         return self
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
@@ -187,7 +218,7 @@ class ProfileFit:
         values, weights, noise = _solve(space, equations, self.strength_)
         scaled = equations.features * space.spread * weights[:, None] / noise
         # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
-        inside = weights >= _base_weights(equations) * (1 - 1e-9)
+        inside = weights >= equations.weights * (1 - 1e-9)
         information = scaled[inside].T @ scaled[inside]
         precision = information + self.strength_ * np.eye(len(space.names))
         covariance = np.linalg.inv(precision)
@@ -232,26 +263,29 @@ class _Space:
         device: AcceleratorModel = deployment.accelerator.device
         own = deployment.accelerator.coefficients
         self.linear = isinstance(device, Linear)
+        self.config = deployment.config
+        call = deployment.accelerator.call
+        calls = [own[name] * getattr(call, term) / CALL_UNITS[name] for name, term in CALL_COMPONENTS.items()]
         if isinstance(device, Linear):
-            self.device: AcceleratorModel = Linear(LINEAR_UNITS)
-            self.names: tuple[str, ...] = device.components
-            self.prior: Floats = np.array(
-                [own[name] * device.seconds[name] / LINEAR_UNITS[name] for name in self.names]
-            )
+            self.device: AcceleratorModel = _LINEAR
+            self.host = HostOverhead(0.0, 0.0)
+            self.names: tuple[str, ...] = (*device.components, *CALL_COMPONENTS)
+            terms = [own[name] * device.seconds[name] / LINEAR_UNITS[name] for name in device.components]
+            self.prior: Floats = np.array([*terms, *calls])
             self.spread: Floats = np.full(len(self.names), 10.0)
             self.least: Floats = np.zeros(len(self.names))
             return
         self.device = device
-        self.names = (*device.components, *HOST_COMPONENTS)
+        self.names = (*device.components, *HOST_COMPONENTS, *CALL_COMPONENTS)
         host = deployment.accelerator.host
         factors = [own[name] for name in device.components]
         terms = [own[name] * getattr(host, term) / HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()]
         units = {term: HOST_UNITS[name] for name, term in HOST_COMPONENTS.items()}
         self.host = HostOverhead(**units, capture_sizes=host.capture_sizes)
-        self.prior = np.array([*factors, *terms])
+        self.prior = np.array([*factors, *terms, *calls])
         self.least = np.zeros(len(self.names))
         if getattr(device, "bounds_from_below", False):
-            self.least = np.array([1.0] * len(factors) + [0.0] * len(terms))
+            self.least[: len(factors)] = 1.0
         self.spread = np.full(len(self.names), PRIOR_SPREAD)
 
     def only(self, some: Rows) -> _Space:
@@ -265,13 +299,21 @@ class _Space:
         """Seconds of each component at a coefficient of 1."""
         parts = self.device.step(batch)
         if self.linear:
-            return np.array(parts)
-        return np.array([*parts, *self.host.seconds(batch)])
+            return np.array([*parts, 0.0, 0.0])
+        return np.array([*parts, *self.host.seconds(batch), 0.0, 0.0])
+
+    def sums(self, trace: Trace) -> BatchSums:
+        """Features of each batch of a trace: the sums over its iterations, and the call's own."""
+        sums = batch_sums(trace, self.config, self.features, self.device, self.host)
+        call = CallOverhead(*CALL_UNITS.values())
+        sums.features["makespan"][:, -len(CALL_UNITS) :] = [call.seconds(int(count)) for count in sums.requests]
+        return sums
 
     def equations(self, spans: Sequence[tuple[list[Batch], float]]) -> Equations:
         """One equation a span."""
         rows = [np.sum([self.features(batch) for batch in batches], axis=0) for batches, _ in spans]
-        return Equations(np.array(rows), np.array([seconds for _, seconds in spans]))
+        seconds = np.array([one for _, one in spans])
+        return Equations(np.array(rows), seconds, 1 / np.sqrt(np.maximum(seconds, SHORTEST)))
 
     def step_seconds(self, values: Floats) -> Any:
         """An iteration's seconds by those coefficients."""
@@ -284,7 +326,7 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
     The noise of a span grows with the root of its length (independent iterations). Residuals beyond 1.5 times the noise
     count by their size and no longer by its square (Huber).
     """
-    base = _base_weights(equations)
+    base = equations.weights
     values = space.prior.copy()
     weights, noise = base, 1.0
     for _ in range(15):
@@ -306,9 +348,38 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
     return values, weights, noise
 
 
-def _base_weights(equations: Equations) -> Floats:
-    weights: Floats = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
-    return weights
+def _usable(trace: Trace, sums: BatchSums, known: Rows | None) -> Rows:
+    """Which batches may be fitted: those of which all requests are ``known``."""
+    rows = trace.rows_of_batches()
+    return np.array([known is None or bool(known[rows[batch]].all()) for batch in sums.batches])
+
+
+def _equations_of_batches(trace: Trace, sums: BatchSums, usable: Rows) -> Equations:
+    """One equation a measured column of each usable batch."""
+    found = []
+    for name in PREDICTED:
+        seconds = trace.of_batches(name)[sums.batches]
+        features = sums.features[name]
+        some = usable & ~np.isnan(seconds) & ~np.isnan(features[:, 0]) & features.any(axis=1)
+        found.append(Equations(features[some], seconds[some], 1 / seconds[some]))
+    return Equations.joined(found)
+
+
+def predict_batches(trace: Trace, deployment: Deployment, coefficients: Sequence[FittedCoefficient]) -> Trace:
+    """What a replay with learned coefficients says of a trace of batches, by the sums that they were learned from.
+
+    It is the replay's to the rounding of times to nanoseconds, and to ``simulator.at_once.STRAIGHT``.
+    """
+    space = _Space(deployment)
+    sums = space.sums(trace)
+    learned = {one.name: one.value for one in coefficients}
+    # As ``with_coefficients`` has it: a device's component that was not fitted stays what it is.
+    unfitted = () if space.linear else space.device.components
+    values = np.array([learned.get(name, float(name in unfitted)) for name in space.names])
+    columns = {name: np.full(trace.of_batches("start").size, np.nan) for name in PREDICTED}
+    for name, column in columns.items():
+        column[sums.batches] = sums.features[name] @ values
+    return predicted_trace(trace, columns)
 
 
 def _best_strength(space: _Space, equations: Equations) -> float:
@@ -344,23 +415,24 @@ def _deviations(scaled: Floats, residual: Floats, covariance: Floats) -> Floats:
     return deviations
 
 
-def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:
+def _what_was_seen(seen: Sequence[tuple[Batch, int]], coefficients: Sequence[FittedCoefficient]) -> list[str]:
     """Say what was not identified, what the run held, and what to record."""
     missing = [one.name for one in coefficients if not one.identified]
     if not missing:
         return []
-    sequences = np.array([batch.num_seqs for batch in batches])
-    prefills = sum(bool(batch.prefills) for batch in batches)
+    steps = [count for _, count in seen]
+    sequences = np.repeat([batch.num_seqs for batch, _ in seen], steps)
+    prefills = sum(count for batch, count in seen if batch.prefills)
     low, high = np.percentile(sequences, [5, 95])
-    seen = (
+    sentence = (
         f"not identified, so kept near the base profile: {', '.join(missing)}; batches held {low:.0f} to {high:.0f} "
-        f"sequences, {prefills} of {len(batches)} iterations computed prompts"
+        f"sequences, {prefills} of {sum(steps)} iterations computed prompts"
     )
     if low > 0.5 * high:
-        seen += "; record a run at a low rate, with batches of few sequences"
+        sentence += "; record a run at a low rate, with batches of few sequences"
     elif prefills < 30:
-        seen += "; record a run with more prompts"
-    return [seen]
+        sentence += "; record a run with more prompts"
+    return [sentence]
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:
@@ -373,14 +445,21 @@ def _domain(batches: Sequence[Batch]) -> dict[str, Any]:
     }
 
 
+def call_units(learned: Container[str]) -> CallOverhead:
+    """The units of the call's terms that were learned, 0 for the others."""
+    units = {CALL_COMPONENTS[name]: unit if name in learned else 0.0 for name, unit in CALL_UNITS.items()}
+    return CallOverhead(**units)
+
+
 def with_coefficients(deployment: Deployment, coefficients: Sequence[FittedCoefficient]) -> Deployment:
     """Return the deployment with learned coefficients in force."""
     values = {one.name: one.value for one in coefficients}
     if isinstance(deployment.accelerator.device, Linear):
-        seconds = {name: values[name] * LINEAR_UNITS[name] for name in Linear.components}
-        accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0))
+        seconds = {name: values.get(name, 0.0) * LINEAR_UNITS[name] for name in Linear.components}
+        calls = {name: value for name, value in values.items() if name in CALL_COMPONENTS}
+        accelerator = WithHost(Linear(seconds), HostOverhead(0.0, 0.0), calls, call_units(values))
     else:
         units = {HOST_COMPONENTS[name]: unit if name in values else 0.0 for name, unit in HOST_UNITS.items()}
         host = HostOverhead(**units, capture_sizes=deployment.accelerator.host.capture_sizes)
-        accelerator = WithHost(deployment.accelerator.device, host, values)
+        accelerator = WithHost(deployment.accelerator.device, host, values, call_units(values))
     return replace(deployment, accelerator=accelerator)

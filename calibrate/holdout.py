@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.errors import Comparison
-from calibrate.fit import ProfileFit, with_coefficients
+from calibrate.errors import BATCH_METRICS, Comparison
+from calibrate.fit import ProfileFit, predict_batches, with_coefficients
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.run import replay
 from replay.trace import Trace
 
 Rows = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating[Any]]
 Run = tuple[Trace, Deployment]
-SHAPE = "time:FRACTION, trace:NAME or kfold-time:K"
+SHAPE = "time:FRACTION, trace:PATTERN or kfold-time:K"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     """Split traces by a scheme.
 
     ``time:0.5`` fits the first half of each trace's arrivals and scores the rest; ``kfold-time:5`` scores each of five
-    stretches after fitting the others; ``trace:NAME`` fits the other traces and scores that one.
+    stretches after fitting the others; ``trace:PATTERN`` fits the other traces and scores those whose name fits the pattern
+    (``*`` and ``?``). Batches are split whole.
 
     Raises
     ------
@@ -47,19 +50,20 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     kind, _, value = scheme.partition(":")
     if kind == "trace":
         names = [trace.name for trace in traces]
-        if value not in names or len(traces) < 2:
+        out = [name == value or fnmatchcase(name, value) for name in names]
+        if all(out) or not any(out):
             raise InputError(
-                f"{scheme!r}: expected the name of one of several traces: {', '.join(names)}", field="--holdout"
+                f"{scheme!r}: expected a name or pattern of some, not all, of several traces: {', '.join(names)}",
+                field="--holdout",
             )
         every = [np.ones(len(trace), dtype=bool) for trace in traces]
-        out = [name == value for name in names]
         return [
             Part(
                 tuple(None if left else rows for left, rows in zip(out, every, strict=True)),
                 tuple(rows if left else None for left, rows in zip(out, every, strict=True)),
             )
         ]
-    ranks = [np.argsort(np.argsort(trace.column("arrival"), kind="stable")) / max(len(trace), 1) for trace in traces]
+    ranks = [_ranks(trace) for trace in traces]
     try:
         if kind == "time" and 0 < float(value) < 1:
             fitted = tuple(rank < float(value) for rank in ranks)
@@ -75,13 +79,27 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     raise InputError(f"{scheme!r}: expected {SHAPE}", field="--holdout")
 
 
+def _ranks(trace: Trace) -> Floats:
+    """Place of each request in order of arrival, 0 to below 1; the same for all requests of a batch."""
+    arrival = trace.column("arrival")
+    if trace.batches is not None:
+        starts = np.argsort(np.argsort(trace.of_batches("start"), kind="stable"))
+        ranks: Floats = np.append(starts, 0)[np.nan_to_num(trace.column("batch"), nan=-1).astype(int)] / starts.size
+        return ranks
+    ranks = np.argsort(np.argsort(arrival, kind="stable")) / max(len(trace), 1)
+    return ranks
+
+
 def score(runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None]) -> list[Comparison]:
     """Simulate each run with the learned coefficients and compare the rows that are scored."""
     found = []
     for (trace, deployment), rows in zip(runs, scored, strict=True):
         if rows is None:
             continue
-        predicted = replay(trace, with_coefficients(deployment, fit.coefficients_)).predicted
+        if trace.batches is not None:
+            predicted = predict_batches(trace, deployment, fit.coefficients_)
+        else:
+            predicted = replay(trace, with_coefficients(deployment, fit.coefficients_)).predicted
         cold = predicted.meta.get("cold_start")
         exclude: Mapping[str, frozenset[str]] = {
             "warmup": frozenset([cold["request"]] if cold else []),
@@ -106,9 +124,9 @@ def hold_out(runs: Sequence[Run], scheme: str, strength: float | None) -> list[t
 
 
 def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float]]:
-    """Per-request errors over several comparisons, each request counting once."""
+    """Errors over several comparisons, each request (or batch, for the metrics of batches) counting once."""
     found: dict[str, dict[str, float]] = {}
-    for metric in ("ttft", "tpot", "e2e"):
+    for metric in ("ttft", "tpot", "e2e", *BATCH_METRICS):
         pairs = [comparison.pairs(metric) for comparison in comparisons]
         measured: Any = np.concatenate([one for one, _ in pairs])
         predicted: Any = np.concatenate([one for _, one in pairs])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 import click
 import numpy as np
 
-from calibrate.cli.options import load_trace, render_text, write_output
-from calibrate.fit import HOST_UNITS, LINEAR_UNITS, ProfileFit
+from calibrate.cli.options import load_traces, render_text, write_output
+from calibrate.errors import BATCH_METRICS
+from calibrate.fit import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, ProfileFit, call_units
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from profiles.deployment import resolve
-from profiles.profile import Accelerator, Coefficient, Host, LoadedProfile, Profile, load_profile
+from profiles.profile import Accelerator, Call, Coefficient, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of
+from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
 
 SCHEMA = "servecal.fit/1"
-NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"} | {name: name.replace("_", " ") for name in BATCH_METRICS}
 
 
 @click.command("fit")
@@ -30,7 +33,7 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 @click.option(
     "--base", required=True, help="Profile to start from: YAML, library name, roofline:<hardware>, or linear."
 )
-@click.option("--holdout", help="Also fit a part and score the rest: time:0.5, kfold-time:5 or trace:NAME.")
+@click.option("--holdout", help="Also fit a part and score the rest: time:0.5, kfold-time:5 or trace:PATTERN.")
 @click.option(
     "-o",
     "--profile",
@@ -59,12 +62,15 @@ def command(
     strength: float | None,
     style: str,
 ) -> None:
-    """Fit a profile's coefficients to the engine stamps of TRACEs, or to their recorded iterations."""
+    """Fit a profile's coefficients to the engine stamps of TRACEs, to their recorded iterations, or to batches.
+
+    A folder of batches, or a part of a catalogued trace, stands for all files of batches in it.
+    """
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
-    for name in traces:
-        trace = load_trace(name)
+    notes: list[str] = []
+    for trace in _served([trace for name in traces for trace in load_traces(name)], notes):
         deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
         runs.append((trace, deployment))
     held = hold_out(runs, holdout, strength) if holdout else []
@@ -92,6 +98,7 @@ def command(
         "strength": fit.strength_,
         "in_sample": in_sample,
         "holdout": {"scheme": holdout, "metrics": out_of_sample} if held else None,
+        "notes": notes,
         "conflicts": sorted({line for _, deployment in runs for line in deployment.conflicts}),
         "seconds": round(time.monotonic() - begun, 3),
         "profile": str(target),
@@ -103,6 +110,15 @@ def command(
     text = render_text(_view(document, fit), None)
     if text is not None:
         click.echo(text, nl=False)
+
+
+def _served(traces: list[Trace], notes: list[str]) -> list[Trace]:
+    """Leave out traces of several none of whose batches was served, and say so."""
+    empty = [one.name for one in traces if one.batches is not None and not (one.statuses == "ok").any()]
+    if not empty or len(empty) == len(traces):
+        return traces
+    notes.append(f"left out, as no batch was served: {', '.join(empty)}")
+    return [one for one in traces if one.name not in empty]
 
 
 def _profile(
@@ -143,9 +159,10 @@ def _profile(
             for one in fit.coefficients_
         },
         host=host,
+        call=Call(**asdict(call_units(fitted))) if fitted & set(CALL_UNITS) else None,
         domain=fit.domain_,
         provenance={
-            "method": "least squares on iterations (recorded, or reconstructed from shared stamps)",
+            "method": "least squares on iterations (recorded, or reconstructed from shared stamps) or on batches",
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
             "engine_versions": versions,
@@ -178,13 +195,15 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
         )
     parts: list[Any] = [table, Text()]
     errors = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for column in ("mean error per request", "TTFT", "TPOT", "E2E", "requests"):
-        errors.add_column(column, justify="left" if column[0] == "m" else "right", no_wrap=True)
     rows = [("in sample", document["in_sample"])]
     if document["holdout"]:
         rows.append((f"held out, {document['holdout']['scheme']}", document["holdout"]["metrics"]))
+    shown = {name: label for name, label in NAMES.items() if any(name in metrics for _, metrics in rows)}
+    first = "mean error per " + ("batch" if set(shown) <= set(BATCH_METRICS) else "request")
+    for column in (first, *shown.values(), "n"):
+        errors.add_column(column, justify="left" if column == first else "right", no_wrap=True)
     for label, metrics in rows:
-        figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in NAMES]
+        figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in shown]
         errors.add_row(label, *figures, str(max((one["n"] for one in metrics.values()), default=0)))
     parts += [errors, Text()]
     parts.append(
@@ -196,6 +215,7 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
     parts += [Text(f"note: {line}") for line in fit.sentences_]
+    parts += [Text(f"note: {line}") for line in document["notes"]]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
     parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))
     return Group(*parts)
