@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,8 @@ def schedule_at_once(config: EngineConfig, requests: Iterable[Request], ahead: i
     NeverFitsError
         If a request needs more KV blocks than there are.
     """
-    scheduler = Scheduler(config)
+    requests = list(requests)
+    scheduler = Scheduler(_with_blocks_enough(config, requests))
     later: deque[ServedRequest] = deque()
     for index, request in enumerate(requests):
         served = ServedRequest.enter(request, index, config.max_model_len)
@@ -127,6 +128,13 @@ def schedule_at_once(config: EngineConfig, requests: Iterable[Request], ahead: i
                 continue
         scheduler.update(in_flight.popleft(), 0)
     return found
+
+
+def _with_blocks_enough(config: EngineConfig, requests: Sequence[Request]) -> EngineConfig:
+    """The configuration with no more blocks than all requests together can hold; more make no difference but time."""
+    tokens = (min(one.prompt_tokens + one.output_tokens, config.max_model_len) for one in requests)
+    most = 1 + sum(-(-count // config.block_size) for count in tokens)
+    return config if config.watermark else replace(config, num_gpu_blocks=min(config.num_gpu_blocks, max(most, 2)))
 
 
 def _repeatable(scheduler: Scheduler, step: Step, recent: deque[list[ServedRequest]]) -> int:
