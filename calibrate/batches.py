@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profiles.errors import InputError
-from replay.run import AHEAD, PREDICTED, predicted_batches, replayable
+from replay.run import PREDICTED, predicted_batches, replayable, requests_ahead
 from replay.trace import Trace, requests_table
 from simulator.at_once import Stretch, schedule_at_once
 from simulator.batch import Batch
@@ -26,8 +26,8 @@ from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 from simulator.request import Request
 
-Floats = npt.NDArray[np.floating[Any]]
-Features = Callable[[Batch], Floats]
+Floats = npt.NDArray[np.float64]
+Features = Callable[[Batch], npt.NDArray[np.floating[Any]]]
 
 REMEMBERED = 8192
 """Schedules kept: those of a few thousand batches, which fits on parts of the data ask for again and again."""
@@ -69,7 +69,7 @@ def batch_sums(trace: Trace, config: EngineConfig, features: Features, owner: ob
     InputError
         If no batch was served, or the engine could not serve one.
     """
-    remembered = _SUMS.setdefault(owner, {})
+    remembered, ahead = _SUMS.setdefault(owner, {}), requests_ahead(trace)
     rows, requests = replayable(trace, config)
     place = {row: index for index, row in enumerate(rows)}
     batches, counts, iterations, found, seen = [], [], [], [], []
@@ -77,10 +77,11 @@ def batch_sums(trace: Trace, config: EngineConfig, features: Features, owner: ob
         own = [requests[place[row]] for row in members if row in place]
         if not own:
             continue
-        shape: Any = (config, key, tuple((one.prompt_tokens, one.output_tokens, one.priority) for one in own))
+        lengths = tuple((one.prompt_tokens, one.output_tokens, one.priority) for one in own)
+        shape: Any = (config, ahead, key, lengths)
         hashed = any(one.block_hashes for one in own)
         try:
-            stretches = schedule_at_once(config, own, AHEAD) if hashed else _schedule(config, shape[2])
+            stretches = schedule_at_once(config, own, ahead) if hashed else _schedule(config, ahead, lengths)
         except SimulationError as error:
             raise InputError(f"{trace.name}: batch {batch + 1}: {error}") from None
         if hashed or shape not in remembered:
@@ -108,10 +109,8 @@ _SUMS: WeakKeyDictionary[Any, dict[Any, _Sums]] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=REMEMBERED)
-def _schedule(config: EngineConfig, lengths: tuple[tuple[int, int, int], ...]) -> list[Stretch]:
-    return schedule_at_once(
-        config, [Request(str(place), 0.0, *one) for place, one in enumerate(lengths)], AHEAD
-    )
+def _schedule(config: EngineConfig, ahead: int, lengths: tuple[tuple[int, int, int], ...]) -> list[Stretch]:
+    return schedule_at_once(config, [Request(str(place), 0.0, *one) for place, one in enumerate(lengths)], ahead)
 
 
 def _sums(stretches: Sequence[Stretch], features: Features) -> _Sums:

@@ -70,6 +70,8 @@ STRENGTHS = (1.0, 0.1, 0.01, 1e-3)
 FOLDS = 5
 SHORTEST = 0.01
 """Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
+MOST_IMPOSSIBLE = 0.1
+"""Share of a trace's batches that may be shorter than the datasheet allows."""
 BATCH_TERMS = ("attention_grid", "long_prefill_token", "several_tokens", "several_tiles")
 """Terms learned only where batches are among the runs. Stamps of a server whose batches are always full cannot tell
 them from others: fitted to the first half of ``rtxpro6000-qwen3-32b-tp2``, they make TPOT of the second 2.8 % wrong
@@ -181,12 +183,15 @@ class ProfileFit:
             contradicts itself.
         """
         space = _Space(runs[0][1])
+        self.sentences_ = []
         parts = []
         seen: list[tuple[Batch, int]] = []
         for trace, deployment, known in runs:
             if trace.batches is not None:
-                sums = _Space(deployment).sums(trace)
-                usable = _usable(trace, sums, known)
+                own = _Space(deployment)
+                sums = own.sums(trace)
+                usable = _usable(trace, own, sums, known)
+                self._warn_of_the_impossible(trace, own, sums, known)
                 parts.append(_equations_of_batches(trace, sums, usable))
                 seen += [one for place in np.flatnonzero(usable) for one in sums.seen[place]]
                 continue
@@ -208,6 +213,20 @@ class ProfileFit:
         self._learn(space.only(there), replace(equations, features=equations.features[:, there]))
         self.sentences_ += _what_was_seen(seen, self.coefficients_)
         return self
+
+    def _warn_of_the_impossible(self, trace: Trace, space: _Space, sums: BatchSums, known: Rows | None) -> None:
+        """Say which batches break the datasheet; refuse a trace of which many do."""
+        mine = _known_batches(trace, sums, known)
+        bad = sums.batches[_impossible(trace, space, sums) & mine]
+        if not bad.size:
+            return
+        text = (
+            f"{trace.name}: {bad.size} of {mine.sum()} batches (the first is batch {bad[0] + 1}) took less time than "
+            "the datasheet allows: not all of their prompts can have been computed together, or another device ran them"
+        )
+        if bad.size > MOST_IMPOSSIBLE * mine.sum():
+            raise InputError(f"{text}; check hardware, tensor_parallel_size and model")
+        self.sentences_.append(f"{text}; left out")
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
@@ -260,7 +279,7 @@ class ProfileFit:
             for right in range(left)
             if abs(correlation[left, right]) > CORRELATED
         ]
-        self.sentences_ = [
+        self.sentences_ += [
             f"{left} and {right} can hardly be told apart (correlation {value:+.2f}): their sum is known better"
             for left, right, value in self.correlated_
         ]
@@ -355,7 +374,7 @@ def _solve(space: _Space, equations: Equations, strength: float) -> tuple[Floats
         )
         target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
         # The triangle of a QR decomposition has the same solutions, and few rows.
-        triangle = np.linalg.qr(np.column_stack([matrix, target]), mode="r")[: len(space.names)]
+        triangle = np.asarray(np.linalg.qr(np.column_stack([matrix, target]), mode="r"))[: len(space.names)]
         bounds = (space.least / space.spread, np.inf)
         found = lsq_linear(triangle[:, :-1], triangle[:, -1], bounds=bounds).x * space.spread
         close = np.max(np.abs(found - values) / space.spread) < 1e-4
@@ -382,10 +401,31 @@ def _told(space: _Space, seen: Sequence[tuple[Batch, int]], batches: bool) -> Ro
     return told
 
 
-def _usable(trace: Trace, sums: BatchSums, known: Rows | None) -> Rows:
-    """Which batches may be fitted: those of which all requests are ``known``."""
+def _usable(trace: Trace, space: _Space, sums: BatchSums, known: Rows | None) -> Rows:
+    """Which batches may be fitted: those of which all requests are ``known``, and no time is impossible."""
+    return _known_batches(trace, sums, known) & ~_impossible(trace, space, sums)
+
+
+def _known_batches(trace: Trace, sums: BatchSums, known: Rows | None) -> Rows:
     rows = trace.rows_of_batches()
     return np.array([known is None or bool(known[rows[batch]].all()) for batch in sums.batches])
+
+
+def _impossible(trace: Trace, space: _Space, sums: BatchSums) -> Rows:
+    """Batches measured shorter than the datasheet allows: they were not computed as the trace says."""
+    found = np.zeros(sums.batches.size, dtype=bool)
+    for name in PREDICTED:
+        seconds = trace.of_batches(name)[sums.batches]
+        found |= seconds < np.nan_to_num(sums.features[name] @ space.least)
+    return found
+
+
+def impossible_requests(trace: Trace, deployment: Deployment) -> list[str]:
+    """Ids of the requests of batches that were measured shorter than the deployment's datasheet allows."""
+    space = _Space(deployment)
+    sums = space.sums(trace)
+    rows, ids = trace.rows_of_batches(), trace.ids
+    return [ids[row] for batch in sums.batches[_impossible(trace, space, sums)] for row in rows[batch]]
 
 
 def _equations_of_batches(trace: Trace, sums: BatchSums, usable: Rows) -> Equations:

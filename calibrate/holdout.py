@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.errors import BATCH_METRICS, Comparison
-from calibrate.fit import ProfileFit, predict_batches, with_coefficients
+from calibrate.fit import ProfileFit, impossible_requests, predict_batches, with_coefficients
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.run import replay
@@ -39,8 +39,8 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     """Split traces by a scheme.
 
     ``time:0.5`` fits the first half of each trace's arrivals and scores the rest; ``kfold-time:5`` scores each of five
-    stretches after fitting the others; ``trace:PATTERN`` fits the other traces and scores those whose name fits the pattern
-    (``*`` and ``?``). Batches are split whole.
+    stretches after fitting the others; ``trace:PATTERN`` fits the other traces and scores those whose name fits
+    the pattern (``*`` and ``?``). Batches are split whole.
 
     Raises
     ------
@@ -104,6 +104,7 @@ def score(runs: Sequence[Run], fit: ProfileFit, scored: Sequence[Rows | None]) -
         exclude: Mapping[str, frozenset[str]] = {
             "warmup": frozenset([cold["request"]] if cold else []),
             "training": frozenset(one for one, scored_here in zip(trace.ids, rows, strict=True) if not scored_here),
+            "impossible": frozenset(impossible_requests(trace, deployment) if trace.batches is not None else []),
         }
         found.append(Comparison(trace, predicted, "arrival", exclude))
     return found

@@ -180,6 +180,9 @@ def locate(name: str) -> Located:
     by_name = {file.name: file for file in entry.files}
     if rest not in by_name and f"{rest}.csv" in by_name:
         rest += ".csv"
+    below = names_below(name)
+    if rest and rest not in by_name and below:
+        raise InputError(f"holds {len(below)} runs; name one, such as {below[0]}", file=name)
     if rest and rest not in by_name:
         raise InputError(f"trace {head} has no file {rest!r}; it has {', '.join(sorted(by_name))}", file=name)
     if not rest and entry.format in SEVERAL:

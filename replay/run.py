@@ -57,8 +57,8 @@ def replay(
 ) -> Replay:
     """Simulate the requests of a trace.
 
-    A trace of batches is one engine run a batch, each on an idle engine. Requests that the source calls failed are not replayed; how long they loaded the engine is unknown. Silent
-    ones are, as prefills of one output token.
+    A trace of batches is one engine run a batch, each on an idle engine. Requests that the source calls failed are not
+    replayed; how long they loaded the engine is unknown. Silent ones are, as prefills of one output token.
 
     Parameters
     ----------
@@ -115,9 +115,13 @@ def replay(
     return Replay(predicted, _summary(trace, simulation))
 
 
-AHEAD = 1
-"""Requests of a batch that the engine's first schedule call sees: ``LLM.generate`` sends them one by one to an engine
-in its own process (vLLM V1), which begins with the first; by the next call the others have come."""
+def requests_ahead(trace: Trace) -> int:
+    """Requests of a batch that the engine's first schedule call sees, 0 for all.
+
+    vLLM's ``LLM.generate`` sends them one by one to an engine in its own process (V1), which begins with the first; by
+    its next call the others have come. Of other sources nothing of the kind is known.
+    """
+    return 1 if (trace.meta.get("engine") or {}).get("name") == "vllm" else 0
 
 
 def _replay_batches(
@@ -142,7 +146,7 @@ def _replay_batches(
         mine = _IterationLog(own) if log is not None else None
         try:
             simulation = engine.run(
-                [requests[place[row]] for row in own], observe=_both(sums.add, mine), ahead=AHEAD
+                [requests[place[row]] for row in own], observe=_both(sums.add, mine), ahead=requests_ahead(trace)
             )
         except SimulationError as error:
             raise InputError(f"batch {batch + 1}: {error}") from None

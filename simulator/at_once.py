@@ -20,7 +20,7 @@ from simulator.errors import NeverFitsError
 from simulator.request import Request, ServedRequest
 from simulator.scheduler import Scheduler, Step
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float64]
 
 MARGIN = 2
 """Iterations before a request's last token at which a stretch ends: versions differ in what they schedule there."""
@@ -43,7 +43,7 @@ class Stretch:
             return self.batch
         return Batch(self.batch.prefills, [context + place for context in self.batch.decode_contexts])
 
-    def sum(self, step: Callable[[Batch], Sequence[float] | Floats]) -> Floats:
+    def sum(self, step: Callable[[Batch], Sequence[float] | npt.NDArray[np.floating[Any]]]) -> Floats:
         """Sum ``step(batch)``, shape (components,), over its iterations.
 
         A long stretch is halved until a part is straight in the context (as attention is, piece by piece): two

@@ -144,7 +144,7 @@ def _profile(
     versions = sorted({str((trace.meta.get("engine") or {}).get("version")) for trace, _ in runs})
     return Profile(
         name=target.name.removesuffix(".yaml").removesuffix(".yml"),
-        description=f"{base.name}, fitted to {', '.join(trace.name for trace, _ in runs)}.",
+        description=f"{base.name}, fitted to {_called([trace.name for trace, _ in runs])}.",
         model=base.model,
         hardware=base.hardware,
         engine=base.engine,
@@ -171,6 +171,10 @@ def _profile(
             "servecal": version("servecal"),
         },
     )
+
+
+def _called(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} traces from {names[0]} to {names[-1]}"
 
 
 def _short(value: float) -> float:

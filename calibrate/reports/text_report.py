@@ -61,7 +61,10 @@ def _title(report: Report) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column()
-    served = f"{trace.meta.get('model') or 'unknown model'}, vLLM {engine.get('version') or 'of unknown version'}"
+    version = f"vLLM {engine.get('version') or 'of unknown version'}"
+    if engine.get("version") is None and engine.get("name", "vllm") is None:
+        version = "unknown engine"
+    served = f"{trace.meta.get('model') or 'unknown model'}, {version}"
     grid.add_row("trace", Text.assemble((trace.name, "bold"), f"  {served}, {len(trace)} requests"))
     device = deployment.hardware.name if deployment.hardware else "no hardware"
     degree = deployment.config.tensor_parallel_size

@@ -60,7 +60,7 @@ def read(path: Path) -> Trace:
         if len(prompts) != len(outputs):
             raise record.error("output_lens", f"has {len(outputs)} lengths, input_lens has {len(prompts)}")
         count = len(prompts)
-        values = {
+        values: dict[str, list[Any]] = {
             "id": [f"{batch}-{place}" for place in range(count)],
             "status": ["failed" if makespan is None else "ok"] * count,
             "error": [None if makespan is not None else record.get("error") or record.get("status")] * count,

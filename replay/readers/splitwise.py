@@ -59,7 +59,7 @@ def read(path: Path, selection: str | None = None) -> Trace:
     rows = read_rows(path, COLUMNS)
     if not rows:
         raise InputError("holds no batches", file=path)
-    if selection and selection.endswith(DERIVED) or DERIVED + "/" in (selection or ""):
+    if (selection and selection.endswith(DERIVED)) or DERIVED + "/" in (selection or ""):
         raise InputError(
             f"{selection} is not measured: its prompt times are those without the power cap times 1.3", file=path
         )

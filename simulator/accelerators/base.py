@@ -11,7 +11,6 @@ from typing import Protocol, runtime_checkable
 from simulator.batch import Batch
 from simulator.errors import SimulationError
 
-
 LONG_PREFILL = 1024
 """Tokens of a step beyond which prefill gets slower per token."""
 TILE = 16
@@ -168,7 +167,7 @@ class WithHost:
         device: AcceleratorModel,
         host: HostOverhead,
         coefficients: Mapping[str, float] | None = None,
-        call: CallOverhead = CallOverhead(),  # noqa: B008 - frozen
+        call: CallOverhead = CallOverhead(),
     ) -> None:
         self.device = device
         self.host = host

@@ -101,9 +101,10 @@ class OperatorTable:
     """Prices a batch by looking its operators up.
 
     Several prefill chunks of one step are looked up as one chunk of their summed lengths and contexts, as the
-    source does, or each on its own (``separate_prompts``), which is what attention computes. Components: ``dense`` (the four projections of every layer), ``elementwise`` (norms, rotary
-    embedding, activation), ``attention``, ``output_head`` (vocabulary projection and sampler), ``embedding``
-    (with the last norm), ``collectives`` (two all-reduces a layer, if tensor parallel).
+    source does, or each on its own (``separate_prompts``), which is what attention computes. Components: ``dense``
+    (the four projections of every layer), ``elementwise`` (norms, rotary embedding, activation), ``attention``,
+    ``output_head`` (vocabulary projection and sampler), ``embedding`` (with the last norm), ``collectives`` (two
+    all-reduces a layer, if tensor parallel).
 
     Parameters
     ----------
