@@ -192,6 +192,11 @@ class ProfileFit:
                 sums = own.sums(trace)
                 usable = _usable(trace, own, sums, known)
                 self._warn_of_the_impossible(trace, own, sums, known)
+                if deployment.config.enable_prefix_caching and not trace.has("block_hashes"):
+                    self.sentences_.append(
+                        f"{trace.name}: prefix caching was on and what the prompts share is unknown: where they hit "
+                        "the cache, prefill is learned too fast"
+                    )
                 parts.append(_equations_of_batches(trace, sums, usable))
                 seen += [one for place in np.flatnonzero(usable) for one in sums.seen[place]]
                 continue
