@@ -128,7 +128,7 @@ def _makespan(record: Record) -> float | None:
 
 def _number(record: Record, name: str) -> int:
     text = str(record.need(name))
-    value = int(text) if text.isdecimal() and len(text) < 10 else 0
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
     if not value:
         raise record.error(name, f"expected a whole number above 0, found {found(text)}")
     return value

@@ -26,6 +26,8 @@ COUNTS = ("prompt_size", "batch_size", "token_size", "tensor_parallel")
 TIMES = ("prompt_time", "token_time")
 COLUMNS = ("model", "hardware", *COUNTS, *TIMES)
 DERIVED = "-pcap"
+MOST = 100_000
+"""Requests of a batch, or tokens of a request; what no batch has, and memory would not bear."""
 
 
 def detect(path: Path) -> bool:
@@ -151,9 +153,9 @@ def _deployment(row: Record) -> str:
 
 def _count(row: Record, name: str) -> int:
     text = str(row.get(name))
-    value = int(text) if text.isdecimal() and len(text) < 8 else 0
-    if not value:
-        raise row.error(name, f"expected a whole number above 0, found {found(text)}")
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if not 0 < value <= MOST:
+        raise row.error(name, f"expected a whole number from 1 to {MOST}, found {found(text)}")
     return value
 
 
