@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue_time")
+BATCH_METRICS = {"makespan": "makespan", "prompt_time": "prompt_seconds", "token_time": "token_seconds"}
+"""Metrics per batch, and the columns of ``replay.trace.BATCHES`` that they are."""
 PERCENTILES: Mapping[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 SMALLEST_QUEUE_TIME = 1e-3
 """Seconds. Relative errors of shorter measured queue times say nothing; they are left out of the MAPE."""
@@ -123,16 +125,36 @@ class Comparison:
         }
 
     def pairs(self, metric: str) -> tuple[Floats, Floats]:
-        """Measured and predicted seconds of the pairs, in order of arrival, NaN where one side has none."""
+        """Measured and predicted seconds of the pairs, in order of arrival, NaN where one side has none.
+
+        Metrics of ``BATCH_METRICS`` are per batch, of those whose requests are all compared.
+        """
+        if metric in BATCH_METRICS:
+            some = self._paired_batches
+            name = BATCH_METRICS[metric]
+            return self.measured.of_batches(name)[some], self.predicted.of_batches(name)[some]
         mine, theirs, _ = self._paired
         anchor = "arrival" if metric == "tpot" else self.anchor
         return self.measured.latency(metric, anchor)[mine], self.predicted.latency(metric)[theirs]
 
     @cached_property
+    def _paired_batches(self) -> Rows:
+        """Batches on both sides whose requests are all paired."""
+        paired = set(self._paired[0].tolist())
+        if self.measured.batches is None or self.predicted.batches is None:
+            return np.empty(0, dtype=np.intp)
+        rows = self.measured.rows_of_batches()[: self.predicted.batches.num_rows]
+        return np.array([batch for batch, members in enumerate(rows) if paired.issuperset(members)], dtype=np.intp)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return METRICS if self.measured.batches is None else (*BATCH_METRICS, *METRICS)
+
+    @cached_property
     def metrics(self) -> dict[str, MetricErrors]:
         """Errors of every metric that both traces support."""
         found: dict[str, MetricErrors] = {}
-        for metric in METRICS:
+        for metric in self._names:
             if metric in self.unsupported:
                 continue
             if metric == "itl":
@@ -148,7 +170,7 @@ class Comparison:
     def unsupported(self) -> dict[str, str]:
         """Metrics that cannot be compared, and why."""
         reasons: dict[str, str] = {}
-        for metric in METRICS:
+        for metric in self._names:
             if metric == "itl":
                 sides = {"measured": self.measured, "predicted": self.predicted}
                 without = [side for side, trace in sides.items() if not trace.has("token_times")]
@@ -198,6 +220,8 @@ class Comparison:
     @cached_property
     def throughput(self) -> dict[str, dict[str, float]]:
         """Output tokens per second and makespan of the pairs, from the first arrival to the last token."""
+        if self.measured.batches is not None:
+            return self._throughput_of_batches()
         mine, theirs, _ = self._paired
         spans, rates = [], []
         for trace, rows in ((self.measured, mine), (self.predicted, theirs)):
@@ -207,6 +231,18 @@ class Comparison:
             spans.append(span)
             rates.append(float(np.nansum(trace.column("output_tokens")[rows])) / span if span > 0 else np.nan)
         return {"output_tokens_per_s": _versus(*rates), "makespan": _versus(*spans)}
+
+    def _throughput_of_batches(self) -> dict[str, dict[str, float]]:
+        """The same over the batches that have a makespan, one after the other."""
+        measured, predicted = self.pairs("makespan")
+        fine = ~(np.isnan(measured) | np.isnan(predicted))
+        rows = [self.measured.rows_of_batches()[batch] for batch in self._paired_batches[fine]]
+        tokens = float(self.measured.column("output_tokens")[[row for some in rows for row in some]].sum())
+        spans = [float(some[fine].sum()) if fine.any() else np.nan for some in (measured, predicted)]
+        return {
+            "output_tokens_per_s": _versus(*(tokens / span if span > 0 else np.nan for span in spans)),
+            "makespan": _versus(*spans),
+        }
 
     @cached_property
     def timeline(self) -> dict[str, dict[str, float]]:

@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.batch_equations import equations_of_batches, impossible_warning, usable_batches
 from calibrate.client_schedule import is_client_side, reconstruct_client_side
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
 from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, best_start, going_together, refine
-from calibrate.least_squares import SYSTEMATIC, base_weights, best_strength, deviations, solve, systematic
+from calibrate.least_squares import SYSTEMATIC, best_strength, deviations, solve, systematic
 from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
 from calibrate.simulated import SimulatedRun
 from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
@@ -29,6 +30,7 @@ from profiles.errors import InputError
 from profiles.profile import FrontEnd, Profile
 from replay.run import replay
 from replay.trace import Trace
+from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.batch import Batch
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -37,6 +39,20 @@ Run = tuple[Trace, Deployment, Rows | None]
 Simulate = Callable[[CoefficientSpace], SimulatedRun]
 
 CORRELATED = 0.9
+BATCH_TERMS = ("attention_grid", "long_prefill_token", "several_tokens", "several_tiles")
+"""Terms learned only where batches are among the runs. Stamps of a server whose batches are always full cannot tell
+them from others: fitted to the first half of ``rtxpro6000-qwen3-32b-tp2``, they make TPOT of the second 2.8 % wrong
+instead of 0.4 %."""
+SOME_STEPS = ("several_tokens", "several_tiles")
+"""Terms of large steps that are else like the per-step one."""
+LEAST_CONTRAST = 0.05
+"""Share of the iterations that must have such a term, and must not, for it to be a coefficient."""
+HELD = 1e-6
+"""Prior deviation of a coefficient that is not learned."""
+_HOST_PLACE = {name: place for place, name in enumerate(HOST_COMPONENTS)}
+CORRELATED = 0.9
+IDENTIFIED = 0.5
+"""A coefficient counts as identified if the data cut its prior standard deviation to this share or less."""
 MOST_MISPLACED = 0.1
 """Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
 IDENTIFIED = 0.5
@@ -116,9 +132,14 @@ class ProfileFit:
         """
         space = CoefficientSpace(runs[0][1])
         parts, simulate, rough = [], [], []
-        batches: list[Batch] = []
+        seen: list[tuple[Batch, int]] = []
         for run in runs:
             own = CoefficientSpace(run[1])
+            if run[0].batches is not None:
+                equations, inside = self._from_batches(own, *run)
+                parts.append(equations)
+                seen += inside
+                continue
             try:
                 spans = self._spans(*run)
             except NotRecoverable as error:
@@ -131,7 +152,7 @@ class ProfileFit:
             if _stamped_by_engine(*run):
                 simulate.append(partial(_simulated, run, own))
             parts.append(own.equations(spans))
-            batches += [batch for inside, _ in spans for batch in inside]
+            seen += [(batch, 1) for batches, _ in spans for batch in batches]
             self.spans_ += spans
         equations = _together(space, parts)
         complete = len(parts) == len(runs)
@@ -140,10 +161,13 @@ class ProfileFit:
             raise InputError(
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
             )
-        self.iterations_, self.equations_ = len(batches), len(equations)
-        self.domain_ = _domain(batches) if batches else {}
-        self._learn(space, equations, simulate, complete and not preempted, _together(space, rough))
-        self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        self.iterations_, self.equations_ = sum(steps for _, steps in seen), len(equations)
+        self.domain_ = _domain([batch for batch, _ in seen]) if seen else {}
+        told = _told(space, seen, any(trace.batches is not None for trace, _, _ in runs))
+        # What is not learned stays what the base profile says.
+        space.spread[~told] = HELD
+        self._learn(space, told, equations, simulate, complete and not preempted, _together(space, rough))
+        self.sentences_ += _what_was_seen(seen, self.coefficients_)
         if self._bounds:
             self._learn_front_end()
         return self
@@ -174,6 +198,22 @@ class ProfileFit:
             )
             return
         self.sentences_ += self.front_end_.sentences
+
+    def _from_batches(
+        self, space: CoefficientSpace, trace: Trace, deployment: Deployment, known: Rows | None
+    ) -> tuple[Equations, list[tuple[Batch, int]]]:
+        """Equations of the batches of a trace, and their iterations with how many each stands for."""
+        sums = space.sums(trace)
+        usable = usable_batches(trace, space, sums, known)
+        warning = impossible_warning(trace, space, sums, known)
+        self.warnings_ += [warning] if warning else []
+        if deployment.config.enable_prefix_caching and not trace.has("block_hashes"):
+            self.warnings_.append(
+                f"{trace.name}: prefix caching was on and what the prompts share is unknown: where they hit the cache, "
+                "prefill is learned too fast"
+            )
+        inside = [one for place in np.flatnonzero(usable) for one in sums.seen[place]]
+        return equations_of_batches(trace, sums, usable), inside
 
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
@@ -208,6 +248,7 @@ class ProfileFit:
     def _learn(
         self,
         space: CoefficientSpace,
+        told: Rows,
         equations: Equations,
         simulate: Sequence[Simulate],
         complete: bool,
@@ -221,16 +262,17 @@ class ProfileFit:
         if not complete:
             there |= np.any([one(space).residuals(space.prior).jacobian.any(axis=0) for one in simulate], axis=0)
         # What no batch has a part in (collectives on one device) is no coefficient of these runs.
+        there &= told | (space.prior != 0)
         space = space.only(there)
-        equations = Equations(equations.features[:, there], equations.seconds)
-        rough = Equations(rough.features[:, there], rough.seconds)
+        equations = replace(equations, features=equations.features[:, there])
+        rough = replace(rough, features=rough.features[:, there])
         latencies = None
         if not len(equations):
             self.strength_ = 1.0 if self.strength is None else self.strength
             runs = [one(space) for one in simulate]
-            told = sum(run.num_measured for run in runs)
-            if told < 2 * len(space.names):
-                raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
+            count = sum(run.num_measured for run in runs)
+            if count < 2 * len(space.names):
+                raise InputError(f"{count} requests cannot tell {len(space.names)} coefficients; record a longer run")
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
             latencies = refine(runs, best_start(runs, likely), prior, None, decode_first=True)
@@ -263,7 +305,7 @@ class ProfileFit:
             runs = [one(space) for one in simulate]
         except InputError:
             return None  # recorded iterations without requests' stamps
-        base = base_weights(equations)
+        base = equations.weights
         off = (equations.features @ start - equations.seconds) * base
         noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
         rows = LinearRows(
@@ -274,10 +316,24 @@ class ProfileFit:
 
 
 def _together(space: CoefficientSpace, parts: Sequence[Equations]) -> Equations:
-    return Equations(
-        np.concatenate([np.empty((0, len(space.names))), *(part.features for part in parts)]),
-        np.concatenate([np.empty(0), *(part.seconds for part in parts)]),
-    )
+    return Equations.joined([Equations(np.empty((0, len(space.names))), np.empty(0), np.empty(0)), *parts])
+
+
+def _told(space: CoefficientSpace, seen: Sequence[tuple[Batch, int]], batches: bool) -> Rows:
+    """Which coefficients may be learned: all but ``BATCH_TERMS`` in runs without batches, and those without contrast.
+
+    Where nearly all steps have a term of ``SOME_STEPS``, or nearly none, the few others would decide what every step
+    costs.
+    """
+    steps = np.array([count for _, count in seen])
+    told = np.array([batches or name not in BATCH_TERMS for name in space.names])
+    for name in SOME_STEPS:
+        if name in space.names:
+            place = space.names.index(name)
+            has = np.array([space.host.seconds(batch)[_HOST_PLACE[name]] > 0 for batch, _ in seen])
+            share = float(steps[has].sum() / steps.sum())
+            told[place] &= LEAST_CONTRAST <= share <= 1 - LEAST_CONTRAST
+    return told
 
 
 def _stamped_by_engine(trace: Trace, deployment: Deployment, known: Rows | None) -> bool:
@@ -359,7 +415,7 @@ def _equation_rows(
     space: CoefficientSpace, equations: Equations, values: Floats, temper: float
 ) -> tuple[Floats, Floats, Any]:
     """Rows and residuals of the equations, in units of prior spread and of noise, and which of them tell slopes."""
-    base = base_weights(equations)
+    base = equations.weights
     off = (equations.features @ values - equations.seconds) * base
     noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
     robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off), 1e-15)))
@@ -368,23 +424,24 @@ def _equation_rows(
     return equations.features * space.spread * scale[:, None], off / base * scale, robust >= 1
 
 
-def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:
+def _what_was_seen(seen: Sequence[tuple[Batch, int]], coefficients: Sequence[FittedCoefficient]) -> list[str]:
     """Say what was not identified, what the run held, and what to record."""
     missing = [one.name for one in coefficients if not one.identified]
-    if not missing or not batches:
+    if not missing or not seen:
         return []
-    sequences = np.array([batch.num_seqs for batch in batches])
-    prefills = sum(bool(batch.prefills) for batch in batches)
+    steps = [count for _, count in seen]
+    sequences = np.repeat([batch.num_seqs for batch, _ in seen], steps)
+    prefills = sum(count for batch, count in seen if batch.prefills)
     low, high = np.percentile(sequences, [5, 95])
-    seen = (
+    sentence = (
         f"not identified, so kept near the base profile: {', '.join(missing)}; batches held {low:.0f} to {high:.0f} "
-        f"sequences, {prefills} of {len(batches)} iterations computed prompts"
+        f"sequences, {prefills} of {sum(steps)} iterations computed prompts"
     )
     if low > 0.5 * high:
-        seen += "; record a run at a low rate, with batches of few sequences"
+        sentence += "; record a run at a low rate, with batches of few sequences"
     elif prefills < 30:
-        seen += "; record a run with more prompts"
-    return [seen]
+        sentence += "; record a run with more prompts"
+    return [sentence]
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:

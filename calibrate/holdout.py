@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.errors import Comparison, bootstrap_interval
+from calibrate.batch_equations import impossible_requests
+from calibrate.batches import predict_batches
+from calibrate.errors import BATCH_METRICS, Comparison, bootstrap_interval
 from calibrate.learners import Learner, learner_for
 from profiles.deployment import Deployment
 from profiles.errors import InputError
@@ -21,8 +24,9 @@ from replay.run import replay
 from replay.trace import Trace
 
 Rows = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating[Any]]
 Run = tuple[Trace, Deployment]
-SHAPE = "time:FRACTION, trace:NAME or kfold-time:K"
+SHAPE = "time:FRACTION, trace:PATTERN or kfold-time:K"
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     """Split traces by a scheme.
 
     ``time:0.5`` fits the first half of each trace's arrivals and scores the rest; ``kfold-time:5`` scores each of five
-    stretches after fitting the others; ``trace:NAME`` fits the other traces and scores that one.
+    stretches after fitting the others; ``trace:PATTERN`` fits the other traces and scores those whose name fits
+    the pattern (``*`` and ``?``). Batches are split whole.
 
     Raises
     ------
@@ -47,19 +52,20 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     kind, _, value = scheme.partition(":")
     if kind == "trace":
         names = [trace.name for trace in traces]
-        if value not in names or len(traces) < 2:
+        out = [name == value or fnmatchcase(name, value) for name in names]
+        if all(out) or not any(out):
             raise InputError(
-                f"{scheme!r}: expected the name of one of several traces: {', '.join(names)}", field="--holdout"
+                f"{scheme!r}: expected a name or pattern of some, not all, of several traces: {', '.join(names)}",
+                field="--holdout",
             )
         every = [np.ones(len(trace), dtype=bool) for trace in traces]
-        out = [name == value for name in names]
         return [
             Part(
                 tuple(None if left else rows for left, rows in zip(out, every, strict=True)),
                 tuple(rows if left else None for left, rows in zip(out, every, strict=True)),
             )
         ]
-    ranks = [np.argsort(np.argsort(trace.column("arrival"), kind="stable")) / max(len(trace), 1) for trace in traces]
+    ranks = [_ranks(trace) for trace in traces]
     try:
         if kind == "time" and 0 < float(value) < 1:
             fitted = tuple(rank < float(value) for rank in ranks)
@@ -75,14 +81,31 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
     raise InputError(f"{scheme!r}: expected {SHAPE}", field="--holdout")
 
 
+def _ranks(trace: Trace) -> Floats:
+    """Place of each request in order of arrival, 0 to below 1; the same for all requests of a batch."""
+    arrival = trace.column("arrival")
+    if trace.batches is not None:
+        starts = np.argsort(np.argsort(trace.of_batches("start"), kind="stable"))
+        ranks: Floats = np.append(starts, 0)[np.nan_to_num(trace.column("batch"), nan=-1).astype(int)] / starts.size
+        return ranks
+    ranks = np.argsort(np.argsort(arrival, kind="stable")) / max(len(trace), 1)
+    return ranks
+
+
 def simulate(
     runs: Sequence[Run], fit: Learner, wanted: Sequence[Rows | None], cold_start: bool = True
 ) -> list[Trace | None]:
     """Predict each run with what was learned; None for runs of which no row is wanted."""
     return [
-        None if rows is None else replay(trace, fit.deployment(deployment), cold_start=cold_start).predicted
+        None if rows is None else _predicted(trace, fit.deployment(deployment), cold_start)
         for (trace, deployment), rows in zip(runs, wanted, strict=True)
     ]
+
+
+def _predicted(trace: Trace, deployment: Deployment, cold_start: bool) -> Trace:
+    if trace.batches is not None:
+        return predict_batches(trace, deployment)
+    return replay(trace, deployment, cold_start=cold_start).predicted
 
 
 def cold_requests(predicted: Trace) -> frozenset[str]:
@@ -91,11 +114,14 @@ def cold_requests(predicted: Trace) -> frozenset[str]:
     return frozenset([cold["request"]] if cold else [])
 
 
-def compared(trace: Trace, predicted: Trace, rows: Rows, cold: frozenset[str]) -> Comparison:
-    """Compare the rows that are scored, less the cold ones."""
+def compared(
+    trace: Trace, predicted: Trace, rows: Rows, cold: frozenset[str], impossible: frozenset[str] = frozenset()
+) -> Comparison:
+    """Compare the rows that are scored, less the cold ones and those that cannot be true."""
     exclude: Mapping[str, frozenset[str]] = {
         "warmup": cold,
         "training": frozenset(one for one, scored_here in zip(trace.ids, rows, strict=True) if not scored_here),
+        "impossible": impossible,
     }
     return Comparison(trace, predicted, "arrival", exclude)
 
@@ -104,11 +130,13 @@ def score(
     runs: Sequence[Run], fit: Learner, scored: Sequence[Rows | None], cold_start: bool = True
 ) -> list[Comparison]:
     """Simulate each run with what was learned and compare the rows that are scored."""
-    return [
-        compared(trace, predicted, rows, cold_requests(predicted))
-        for (trace, _), predicted, rows in zip(runs, simulate(runs, fit, scored, cold_start), scored, strict=True)
-        if predicted is not None and rows is not None
-    ]
+    found = []
+    predictions = simulate(runs, fit, scored, cold_start)
+    for (trace, deployment), predicted, rows in zip(runs, predictions, scored, strict=True):
+        if predicted is not None and rows is not None:
+            impossible = frozenset(impossible_requests(trace, deployment) if trace.batches is not None else ())
+            found.append(compared(trace, predicted, rows, cold_requests(predicted), impossible))
+    return found
 
 
 def training_of(runs: Sequence[Run], part: Part) -> list[tuple[Trace, Deployment, Rows | None]]:
@@ -133,9 +161,12 @@ def hold_out(
 
 
 def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """Per-request errors over several comparisons, each request counting once; intervals as in ``Comparison``."""
+    """Errors over several comparisons, each request (or batch, for the metrics of batches) counting once.
+
+    Intervals as in ``Comparison``.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for metric in ("ttft", "tpot", "e2e"):
+    for metric in ("ttft", "tpot", "e2e", *BATCH_METRICS):
         pairs = [comparison.pairs(metric) for comparison in comparisons]
         measured: Any = np.concatenate([one for one, _ in pairs])
         predicted: Any = np.concatenate([one for _, one in pairs])

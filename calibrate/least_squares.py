@@ -25,8 +25,6 @@ not bring less: only then may the prior weigh more than 1."""
 AS_GOOD = 1.05
 """The strongest prior is taken whose cross-validated error is within this factor of the best."""
 FOLDS = 5
-SHORTEST = 0.01
-"""Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
 
 
 def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tuple[Floats, Floats, float]:
@@ -35,7 +33,7 @@ def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tup
     The noise of a span grows with the root of its length (independent iterations). Residuals beyond 1.5 times the noise
     count by their size and no longer by its square (Huber).
     """
-    base = base_weights(equations)
+    base = equations.weights
     values = space.prior.copy()
     weights, noise = base, 1.0
     for _ in range(15):
@@ -58,12 +56,6 @@ def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tup
         if close:
             break
     return values, weights, noise
-
-
-def base_weights(equations: Equations) -> Floats:
-    """Weight of each equation before Huber's: one over the root of its seconds."""
-    weights: Floats = 1 / np.sqrt(np.maximum(equations.seconds, SHORTEST))
-    return weights
 
 
 def best_strength(space: CoefficientSpace, equations: Equations) -> float:

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.fit import ProfileFit, Rows
-from calibrate.least_squares import FOLDS, SHORTEST, solve
-from calibrate.space import LINEAR_UNITS, CoefficientSpace, Equations
+from calibrate.least_squares import FOLDS, solve
+from calibrate.space import LINEAR_UNITS, SHORTEST, CoefficientSpace, Equations
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from profiles.profile import Accelerator, Host, Profile
@@ -102,7 +102,10 @@ class _Spans:
         """Seconds per unit of each of ``Linear.components``, by the linear fit."""
         units = np.array([LINEAR_UNITS[name] for name in Linear.components])
         columns = [np.bincount(self.span, one, self.seconds.size) for one in self.features[:, : units.size].T]
-        values, _, _ = solve(space, Equations(np.stack(columns, axis=1) * units, self.seconds), strength)
+        features = np.stack(columns, axis=1) * units
+        space = space.only(np.isin(space.names, Linear.components))
+        weights = 1 / np.sqrt(np.maximum(self.seconds, SHORTEST))
+        values, _, _ = solve(space, Equations(features, self.seconds, weights), strength)
         return np.asarray(values * units)
 
 

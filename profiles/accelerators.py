@@ -94,6 +94,7 @@ class OperatorTableOptions(_Options):
     skew: Skew | None = None
     link: Link | None = None
     memory_bandwidth: PositiveFloat | None = None
+    separate_prompts: bool = False
 
 
 class LinearOptions(_Options):
@@ -148,6 +149,7 @@ def _operator_table(options: Mapping[str, Any], context: Context) -> Accelerator
         tensor_parallel_size=degree,
         link=Interconnect("link", link.bandwidth, link.latency) if link else None,
         memory_bandwidth=checked.memory_bandwidth or 0.0,
+        separate_prompts=checked.separate_prompts,
     )
 
 

@@ -13,7 +13,7 @@ from profiles.huggingface import model_shape
 from profiles.kv_capacity import estimated_num_gpu_blocks
 from profiles.library import find_hardware_entry, find_model
 from profiles.profile import WITHOUT_PHYSICS, FrontEnd, LoadedProfile
-from simulator.accelerators.base import HOST_COMPONENTS, HostOverhead, WithHost
+from simulator.accelerators.base import HOST_COMPONENTS, CallOverhead, HostOverhead, WithHost
 from simulator.cuda_graphs import capture_sizes
 from simulator.engine import Engine
 from simulator.engine_config import EngineConfig, engine_arguments, known_arguments, resolve_engine_config
@@ -152,7 +152,8 @@ def resolve(
         layers = shape.num_hidden_layers if shape else 1
         host = HostOverhead(**terms, capture_sizes=capture_sizes(config), num_layers=layers)
         factors = {name: coefficient.value for name, coefficient in profile.coefficients.items()}
-        accelerator = WithHost(device, host, factors)
+        call = CallOverhead(**profile.call.model_dump()) if profile.call else CallOverhead()
+        accelerator = WithHost(device, host, factors, call)
     except SimulationError as error:
         raise InputError(str(error)) from None
     front_end = profile.front_end or FrontEnd()

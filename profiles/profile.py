@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from profiles.errors import InputError
 from profiles.library import library_folder, names
 from profiles.yaml_files import read_mapping, validate
-from simulator.accelerators.base import HostOverhead
+from simulator.accelerators.base import CallOverhead, HostOverhead
 
 SCHEMA = "servecal.profile/1"
 ROOFLINE = "roofline:"
@@ -43,6 +43,10 @@ class Host(BaseModel):
     per_padding_token: NonNegativeFloat = HostOverhead().per_padding_token
     per_layer_beyond_graphs: NonNegativeFloat = HostOverhead().per_layer_beyond_graphs
     per_longest_context: NonNegativeFloat = HostOverhead().per_longest_context
+    per_empty_query: NonNegativeFloat = HostOverhead().per_empty_query
+    per_long_prefill_token: NonNegativeFloat = HostOverhead().per_long_prefill_token
+    per_step_of_several_tokens: NonNegativeFloat = HostOverhead().per_step_of_several_tokens
+    per_step_of_several_tiles: NonNegativeFloat = HostOverhead().per_step_of_several_tiles
     source: str = "default: a prior of 0.4 ms per step; not measured on this deployment"
 
 
@@ -61,6 +65,14 @@ class FrontEnd(BaseModel):
     def seconds(self, prompt_tokens: float) -> float:
         """Return the delay of a request."""
         return self.per_request + self.per_prompt_token * prompt_tokens
+
+
+class Call(BaseModel):
+    """Seconds of an offline call beside its iterations (``CallOverhead``)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    per_call: NonNegativeFloat = CallOverhead().per_call
+    per_request: NonNegativeFloat = CallOverhead().per_request
 
 
 class Accelerator(BaseModel):
@@ -93,6 +105,7 @@ class Profile(BaseModel):
     coefficients: dict[str, Coefficient] = {}
     host: Host = Host()
     front_end: FrontEnd | None = None
+    call: Call | None = None
     domain: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 

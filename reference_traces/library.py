@@ -20,8 +20,10 @@ from profiles.errors import InputError
 from profiles.yaml_files import read_mapping, validate
 
 ENVIRONMENT = "SERVECAL_TRACES"
-READABLE = ("llmservingsim-bench", "vllm-bench")
+READABLE = ("llmservingsim-bench", "vllm-bench", "batches-csv", "splitwise-perf-model")
 """Formats of the catalogue that a reader knows; the others can be fetched only."""
+SEVERAL = ("vllm-bench", "batches-csv", "splitwise-perf-model")
+"""Formats of which each file is a trace of its own."""
 
 
 class _Strict(BaseModel):
@@ -156,6 +158,8 @@ def _folder(entry: Entry, one: Path) -> Path:
 def locate(name: str) -> Located:
     """Find a trace by path, name of a capture, or name in the catalogue (``<name>`` or ``<name>/<file>``).
 
+    A file of batches may be named without its ``.csv``, and one that lies in the cache is known by its path too.
+
     Raises
     ------
     InputError
@@ -163,7 +167,7 @@ def locate(name: str) -> Located:
     """
     path = Path(name)
     if path.exists():
-        return Located(path)
+        return _of_the_cache(path) or Located(path)
     for capture in captures():
         if capture.name == name:
             return Located(capture)
@@ -174,9 +178,14 @@ def locate(name: str) -> Located:
     if entry.format not in READABLE:
         raise InputError(f"is a trace of format {entry.format}, for which there is no reader yet", file=name)
     by_name = {file.name: file for file in entry.files}
+    if rest not in by_name and f"{rest}.csv" in by_name:
+        rest += ".csv"
+    below = names_below(name)
+    if rest and rest not in by_name and below:
+        raise InputError(f"holds {len(below)} runs; name one, such as {below[0]}", file=name)
     if rest and rest not in by_name:
         raise InputError(f"trace {head} has no file {rest!r}; it has {', '.join(sorted(by_name))}", file=name)
-    if not rest and entry.format == "vllm-bench":
+    if not rest and entry.format in SEVERAL:
         if len(entry.files) > 1:
             runs = ", ".join(f"{head}/{one}" for one in sorted(by_name))
             raise InputError(f"holds several runs; name one: {runs}", file=name)
@@ -186,6 +195,29 @@ def locate(name: str) -> Located:
     if places[0] is None or None in places:
         raise InputError(f"is not in {cache_folder()}; `servecal traces fetch {head}` downloads it", file=name)
     return Located(places[0] if rest else _folder(entry, places[0]), entry, by_name.get(rest))
+
+
+def _of_the_cache(path: Path) -> Located | None:
+    """A file of catalogued batches by its place in the cache: what describes its engine is in the catalogue."""
+    root = cache_folder().resolve()
+    if path.is_dir() or root not in path.resolve().parents:
+        return None
+    head, _, rest = path.resolve().relative_to(root).as_posix().partition("/")
+    entry = find_entry(head)
+    if entry is None or entry.format != "batches-csv":
+        return None
+    file = next((one for one in entry.files if one.name == rest), None)
+    return Located(path, entry, file) if file else None
+
+
+def names_below(name: str) -> list[str]:
+    """Names of all batch files of a catalogued trace, or of those in one of its folders; none for other names."""
+    head, _, rest = name.rstrip("/").partition("/")
+    entry = find_entry(head)
+    if entry is None or entry.format != "batches-csv":
+        return []
+    prefix = f"{rest}/" if rest else ""
+    return sorted(f"{head}/{file.name.removesuffix('.csv')}" for file in entry.files if file.name.startswith(prefix))
 
 
 def fetch(entry: Entry) -> Path:

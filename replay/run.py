@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from profiles.profile import FrontEnd
 from replay.block_hashes import at_block_size
 from replay.clocks import Floats
 from replay.cold_start import find_cold_start
-from replay.trace import ITERATIONS, TIMELINE, Trace, requests_table
+from replay.trace import BATCHES, ITERATIONS, TIMELINE, Trace, requests_table
 from simulator.engine import NS, Iteration, Simulation
 from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
@@ -59,8 +59,8 @@ def replay(
 ) -> Replay:
     """Simulate the requests of a trace.
 
-    Requests that the source calls failed are not replayed; how long they loaded the engine is unknown. Silent
-    ones are, as prefills of one output token.
+    A trace of batches is one engine run a batch, each on an idle engine. Requests that the source calls failed are not
+    replayed; how long they loaded the engine is unknown. Silent ones are, as prefills of one output token.
 
     Parameters
     ----------
@@ -83,6 +83,8 @@ def replay(
     rows, requests = replayable(trace, deployment.config, front_end)
     if not requests:
         raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
+    if trace.batches is not None:
+        return _replay_batches(trace, deployment, rows, requests, record_iterations, progress)
     gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
     log = _IterationLog(rows) if record_iterations else None
 
@@ -114,6 +116,116 @@ def replay(
         timeline=gauges.at(trace.timeline),
     )
     return Replay(predicted, _summary(trace, simulation))
+
+
+def requests_ahead(trace: Trace) -> int:
+    """Requests of a batch that the engine's first schedule call sees, 0 for all.
+
+    vLLM's ``LLM.generate`` sends them one by one to an engine in its own process (V1), which begins with the first; by
+    its next call the others have come. Of other sources nothing of the kind is known.
+    """
+    return 1 if (trace.meta.get("engine") or {}).get("name") == "vllm" else 0
+
+
+def _replay_batches(
+    trace: Trace,
+    deployment: Deployment,
+    rows: list[int],
+    requests: list[Request],
+    record_iterations: bool,
+    progress: Callable[[int], None] | None,
+) -> Replay:
+    """Every batch as an engine run of its own, at the batch's start."""
+    engine, place = deployment.engine(), {row: index for index, row in enumerate(rows)}
+    log = _IterationLog(rows) if record_iterations else None
+    simulations: list[tuple[list[int], Simulation]] = []
+    columns = {name: np.full(len(trace.rows_of_batches()), np.nan) for name in PREDICTED}
+    ended = 0
+    for batch, members in enumerate(trace.rows_of_batches()):
+        own = [row for row in members if row in place]
+        if not own:
+            continue
+        sums = _BatchSums()
+        mine = _IterationLog(own) if log is not None else None
+        try:
+            simulation = engine.run(
+                [requests[place[row]] for row in own], observe=_both(sums.add, mine), ahead=requests_ahead(trace)
+            )
+        except SimulationError as error:
+            raise InputError(f"batch {batch + 1}: {error}") from None
+        simulations.append((own, simulation))
+        if log is not None and mine is not None:
+            log.extend(mine)
+        begin = min(one.arrival for one in simulation.served)
+        call = deployment.accelerator.call_seconds(len(own))
+        for name, value in sums.values((simulation.end - begin) / NS + call).items():
+            columns[name][batch] = value
+        ended += len(own)
+        if progress is not None:
+            progress(ended)
+    everything = _joined(simulations)
+    predicted = Trace(
+        _requests_of(trace, [row for own, _ in simulations for row in own], everything),
+        {**_meta(trace, deployment), "cold_start": None, "warmed_up": True},
+        iterations=log.table() if log is not None else None,
+        batches=predicted_batches(trace, columns),
+    )
+    return Replay(predicted, _summary(trace, everything))
+
+
+PREDICTED = ("makespan", "prompt_seconds", "token_seconds")
+
+
+def predicted_batches(trace: Trace, columns: Mapping[str, Floats]) -> pa.Table:
+    """Build the ``batches`` table of a prediction: the measured starts, and columns of ``PREDICTED`` in seconds."""
+    values = {"start": trace.of_batches("start"), **columns}
+    empty = np.full(len(values["start"]), np.nan)
+    arrays = [pa.array(values.get(one.name, empty), one.type, from_pandas=True) for one in BATCHES]
+    return pa.table(arrays, schema=BATCHES)
+
+
+class _BatchSums:
+    """Seconds of one batch's iterations up to the last that computes a prompt, and after it."""
+
+    def __init__(self) -> None:
+        self._prompts = self._tokens = self._steps = 0
+
+    def add(self, iteration: Iteration) -> None:
+        if any(item.num_scheduled_tokens > 1 for item in iteration.step.items):
+            self._prompts += self._tokens + iteration.duration
+            self._tokens = self._steps = 0
+        else:
+            self._tokens += iteration.duration
+            self._steps += 1
+
+    def values(self, makespan: float) -> dict[str, float]:
+        """Columns of the batch."""
+        token = self._tokens / self._steps / NS if self._steps else np.nan
+        return {"makespan": makespan, "prompt_seconds": self._prompts / NS, "token_seconds": token}
+
+
+def _both(first: Callable[[Iteration], None], log: _IterationLog | None) -> Callable[[Iteration], None]:
+    if log is None:
+        return first
+
+    def observe(iteration: Iteration) -> None:
+        first(iteration)
+        log.add(iteration)
+
+    return observe
+
+
+def _joined(simulations: list[tuple[list[int], Simulation]]) -> Simulation:
+    """Runs on an engine that was idle in between, as one."""
+    runs = [run for _, run in simulations]
+    return Simulation(
+        [one for run in runs for one in run.served],
+        runs[0].components,
+        sum(run.iterations for run in runs),
+        sum(run.busy for run in runs),
+        max(run.end for run in runs),
+        [sum(parts) for parts in zip(*(run.component_seconds for run in runs), strict=True)],
+    )
 
 
 def replayable(
@@ -157,6 +269,7 @@ def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Ta
         "output_tokens": trace.requests.column("output_tokens").combine_chunks(),
         "priority": trace.requests.column("priority").combine_chunks(),
         "block_hashes": trace.requests.column("block_hashes").combine_chunks(),
+        "batch": trace.requests.column("batch").combine_chunks(),
     }
     status = ["failed"] * count
     stamps = {name: np.full(count, np.nan) for name in ("queued", "scheduled", "first_token", "last_token")}
@@ -276,6 +389,11 @@ class _IterationLog:
         }
         for name, value in values.items():
             self._columns[name].append(value)
+
+    def extend(self, other: _IterationLog) -> None:
+        """Take in the rows of another log."""
+        for name, values in other._columns.items():
+            self._columns[name] += values
 
     def table(self) -> pa.Table:
         return pa.table([pa.array(self._columns[one.name], one.type) for one in ITERATIONS], ITERATIONS)

@@ -47,13 +47,14 @@ REQUESTS = pa.schema(
         ("cached_tokens", pa.int64()),
         ("preemptions", pa.int32()),
         ("block_hashes", pa.list_(pa.int64())),
+        ("batch", pa.int32()),
     ]
 )
 """One row a request. ``status``: ``ok`` (served to the end), ``failed`` (the source says so), ``unfinished``
 (no last token), ``silent`` (served, but the client saw no token). ``nominal_arrival`` is when the workload
 wanted it sent, ``arrival`` when the engine's front end got it. ``token_times`` are output tokens or chunks as
 the source saw them, the first one included. ``block_hashes`` are chained: each stands for a block and all
-before it."""
+before it. ``batch`` is the row of ``batches`` with which it was handed over in one call."""
 
 ITERATIONS = pa.schema(
     [
@@ -85,7 +86,20 @@ TIMELINE = pa.schema(
 )
 """Samples of engine gauges: requests, share of KV blocks in use (0 to 1), tokens per second."""
 
-_TABLES = ("requests", "iterations", "timeline")
+BATCHES = pa.schema(
+    [
+        ("start", pa.float64()),
+        ("makespan", pa.float64()),
+        ("prompt_seconds", pa.float64()),
+        ("token_seconds", pa.float64()),
+        ("average_power", pa.float64()),
+        ("peak_power", pa.float64()),
+    ]
+)
+"""One row a call that handed over requests together to an idle engine: when it began, how long it lasted, the
+time until all prompts were computed, the mean time of an iteration after that, watts (or shares of the source's)."""
+
+_TABLES = ("requests", "iterations", "timeline", "batches")
 STATUSES = ("ok", "failed", "unfinished", "silent")
 RUN_CLOCK, REQUEST_CLOCK = "run", "request"
 
@@ -103,16 +117,17 @@ class Trace:
         ``version``, ``arguments`` by vLLM's names); ``clock`` (``kind`` ``"run"``: stamps share one clock;
         ``"request"``: stamps count from each request's own sending, and arrivals are unknown; ``note`` how it
         was aligned); ``columns`` (per column ``measured``, ``reconstructed``, ``assumed`` or ``unknown``);
-        ``block_hash`` (``block_size``); ``vantage`` (``engine`` or ``client``); ``warmed_up`` (whether requests
-        were served before the first one here); ``notes``.
-    iterations, timeline : pyarrow.Table, optional
-        Columns of ``ITERATIONS`` and ``TIMELINE``.
+        ``block_hash`` (``block_size``); ``vantage`` (``engine``, ``client``, or ``call``: around an offline call);
+        ``warmed_up`` (whether requests were served before the first one here); ``notes``.
+    iterations, timeline, batches : pyarrow.Table, optional
+        Columns of ``ITERATIONS``, ``TIMELINE`` and ``BATCHES``.
     """
 
     requests: pa.Table
     meta: dict[str, Any]
     iterations: pa.Table | None = None
     timeline: pa.Table | None = None
+    batches: pa.Table | None = None
     _columns: dict[str, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -183,6 +198,20 @@ class Trace:
             return np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), np.nan)
         raise ValueError(f"latency {metric!r}")
 
+    def of_batches(self, name: str) -> Floats:
+        """One column of ``batches`` as floats, NaN where null; empty without batches."""
+        if self.batches is None:
+            return np.empty(0)
+        return np.asarray(self.batches.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+    def rows_of_batches(self) -> list[list[int]]:
+        """Rows of the requests of each batch, in the order handed over."""
+        found: list[list[int]] = [[] for _ in range(self.batches.num_rows if self.batches is not None else 0)]
+        for row, batch in enumerate(self.requests.column("batch").to_pylist()):
+            if batch is not None:
+                found[batch].append(row)
+        return found
+
     def with_meta(self, **changes: Any) -> Trace:
         """Return the same trace with entries of ``meta`` replaced."""
         return replace(self, meta={**self.meta, **changes}, _columns=self._columns)
@@ -192,6 +221,10 @@ class Trace:
         hasher = hashlib.sha256()
         for column in ("id", "arrival", "first_token", "last_token", "prompt_tokens", "output_tokens"):
             hasher.update(json.dumps(self.requests.column(column).to_pylist()).encode())
+        if self.batches is not None:
+            for column in ("start", "makespan", "prompt_seconds", "token_seconds"):
+                hasher.update(json.dumps(self.batches.column(column).to_pylist()).encode())
+            hasher.update(json.dumps(self.requests.column("batch").to_pylist()).encode())
         described = {key: self.meta.get(key) for key in ("model", "hardware", "engine")}
         hasher.update(json.dumps(described, sort_keys=True, default=str).encode())
         return hasher.hexdigest()
@@ -355,7 +388,31 @@ def check_requests(trace: Trace, file: Path) -> Trace:
     first = trace.column("first_token")
     _refuse(trace, file, "first_token", served & (first < trace.start), "lies before the arrival")
     _check_lists(trace, file)
+    _check_batches(trace, file)
     return trace
+
+
+def _check_batches(trace: Trace, file: Path) -> None:
+    """Refuse batches without requests, requests of batches that are not there, times that are none."""
+    count = trace.batches.num_rows if trace.batches is not None else 0
+    batch = trace.column("batch")
+    _refuse(trace, file, "batch", (batch < 0) | (batch >= count), f"expected a row of the {count} batches")
+    if trace.batches is None:
+        return
+    empty = np.setdiff1d(np.arange(count), batch[~np.isnan(batch)])
+    if empty.size:
+        raise InputError(f"batch {int(empty[0]) + 1} has no requests", file=file, field="batch")
+    for name in BATCHES.names:
+        values = trace.of_batches(name)
+        bad = np.isinf(values) | (np.abs(values) > 1e12) | ((values <= 0) if name != "start" else False)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InputError(
+                f"expected a finite number{'' if name == 'start' else ' above 0'}; found {found(float(values[row]))}",
+                file=file,
+                row=f"batch {row + 1}",
+                field=name,
+            )
 
 
 def _check_lists(trace: Trace, file: Path) -> None:

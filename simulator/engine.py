@@ -81,6 +81,7 @@ class Engine:
         progress: Callable[[int], None] | None = None,
         record_token_times: bool = False,
         cold_start: float = 0.0,
+        ahead: int = 0,
     ) -> Simulation:
         """Serve the requests to the last token.
 
@@ -96,6 +97,9 @@ class Engine:
             Keep the time of every output token.
         cold_start : float
             Seconds by which the first iteration lasts longer than the accelerator model says.
+        ahead : int
+            Most requests that the first schedule call sees (0: all that have arrived). ``LLM.generate`` sends its
+            requests one by one to an engine that schedules as soon as it has the first.
 
         Raises
         ------
@@ -105,7 +109,7 @@ class Engine:
             If requests are left that the scheduler never admits.
         """
         served = [self._enter(index, request, record_token_times) for index, request in enumerate(requests)]
-        run = _Run(self.config, self.accelerator, served, observe, progress, nanoseconds(cold_start))
+        run = _Run(self.config, self.accelerator, served, observe, progress, nanoseconds(cold_start), ahead)
         run.to_the_end()
         return run.result
 
@@ -145,12 +149,14 @@ class _Run:
         observe: Callable[[Iteration], None] | None,
         progress: Callable[[int], None] | None,
         cold_start: int,
+        ahead: int,
     ) -> None:
         self.scheduler = Scheduler(config)
         self.accelerator = accelerator
         self.observe = observe
         self.progress = progress
         self.cold_start = cold_start
+        self.ahead = ahead
         self.depth = 2 if config.async_scheduling else 1
         self.in_flight: deque[tuple[Step, int]] = deque()
         entering = [one for one in served if one.status is not Status.REJECTED]
@@ -189,7 +195,10 @@ class _Run:
             self._await_oldest()
 
     def _take_in_arrivals(self) -> None:
+        alone = self.ahead and not self.result.iterations
         while self.arrivals and self.arrivals[0].arrival <= self.clock:
+            if alone and self.scheduler.num_unfinished == self.ahead:
+                return
             served = self.arrivals.popleft()
             served.queued = self.clock
             self.scheduler.add(served)

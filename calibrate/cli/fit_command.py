@@ -13,19 +13,21 @@ from typing import Any
 import click
 import numpy as np
 
-from calibrate.cli.options import arrivals_of, load_trace, render_text, write_output
+from calibrate.cli.options import arrivals_of, load_traces, render_text, write_output
+from calibrate.errors import BATCH_METRICS
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from calibrate.learners import learner_for
-from calibrate.space import HOST_UNITS, LINEAR_UNITS
+from calibrate.space import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, call_units
 from profiles.deployment import resolve
-from profiles.profile import Accelerator, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
+from profiles.profile import Accelerator, Call, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of
+from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
 
 SCHEMA = "servecal.fit/1"
-NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"} | {name: name.replace("_", " ") for name in BATCH_METRICS}
 
 
 @click.command("fit")
@@ -87,7 +89,10 @@ def command(
     cold_start: bool,
     style: str,
 ) -> None:
-    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, or token times of clients."""
+    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, token times of clients, or batches.
+
+    A folder of batches, or a part of a catalogued trace, stands for all files of batches in it.
+    """
     if bases:
         if base is not None or target is not None:
             raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
@@ -100,8 +105,9 @@ def command(
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
-    for name, choice in zip(traces, arrivals_of(traces, arrivals), strict=True):
-        trace = load_trace(name, choice)
+    notes: list[str] = []
+    chosen = zip(traces, arrivals_of(traces, arrivals), strict=True)
+    for trace in _served([trace for name, choice in chosen for trace in load_traces(name, choice)], notes):
         deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
         runs.append((trace, deployment))
     held = hold_out(runs, holdout, strength, cold_start) if holdout else []
@@ -131,6 +137,7 @@ def command(
         "strength": fit.strength_,
         "in_sample": in_sample,
         "holdout": {"scheme": holdout, "metrics": out_of_sample} if held else None,
+        "notes": notes,
         "conflicts": sorted({line for _, deployment in runs for line in deployment.conflicts}),
         "seconds": round(time.monotonic() - begun, 3),
         "profile": str(target),
@@ -146,6 +153,15 @@ def command(
     text = render_text(_view(document, fit), None)
     if text is not None:
         click.echo(text, nl=False)
+
+
+def _served(traces: list[Trace], notes: list[str]) -> list[Trace]:
+    """Leave out traces of several none of whose batches was served, and say so."""
+    empty = [one.name for one in traces if one.batches is not None and not (one.statuses == "ok").any()]
+    if not empty or len(empty) == len(traces):
+        return traces
+    notes.append(f"left out, as no batch was served: {', '.join(empty)}")
+    return [one for one in traces if one.name not in empty]
 
 
 def _profile(
@@ -171,7 +187,7 @@ def _profile(
     versions = sorted({str((trace.meta.get("engine") or {}).get("version")) for trace, _ in runs})
     return Profile(
         name=target.name.removesuffix(".yaml").removesuffix(".yml"),
-        description=f"{base.name}, fitted to {', '.join(trace.name for trace, _ in runs)}.",
+        description=f"{base.name}, fitted to {_called([trace.name for trace, _ in runs])}.",
         model=base.model,
         hardware=base.hardware,
         engine=base.engine,
@@ -187,9 +203,10 @@ def _profile(
         },
         host=host,
         front_end=_front_end(fit, base),
+        call=Call(**asdict(call_units(fitted))) if fitted & set(CALL_UNITS) else None,
         domain=fit.domain_,
         provenance={
-            "method": "least squares on iterations (recorded, or reconstructed from stamps or token times)",
+            "method": "least squares on iterations (recorded, or reconstructed from stamps or token times) or batches",
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
             "engine_versions": versions,
@@ -210,6 +227,10 @@ def _front_end(fit: ProfileFit, base: Profile) -> FrontEnd | None:
         per_prompt_token=_short(learned.per_prompt_token),
         per_prompt_token_ci95=(_short(learned.per_prompt_token_ci95[0]), _short(learned.per_prompt_token_ci95[1])),
     )
+
+
+def _called(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} traces from {names[0]} to {names[-1]}"
 
 
 def _short(value: float) -> float:
@@ -245,13 +266,15 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
             Text(),
         ]
     errors = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for column in ("mean error per request", "TTFT", "TPOT", "E2E", "requests"):
-        errors.add_column(column, justify="left" if column[0] == "m" else "right", no_wrap=True)
     rows = [("in sample", document["in_sample"])]
     if document["holdout"]:
         rows.append((f"held out, {document['holdout']['scheme']}", document["holdout"]["metrics"]))
+    shown = {name: label for name, label in NAMES.items() if any(name in metrics for _, metrics in rows)}
+    first = "mean error per " + ("batch" if set(shown) <= set(BATCH_METRICS) else "request")
+    for column in (first, *shown.values(), "n"):
+        errors.add_column(column, justify="left" if column == first else "right", no_wrap=True)
     for label, metrics in rows:
-        figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in NAMES]
+        figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in shown]
         errors.add_row(label, *figures, str(max((one["n"] for one in metrics.values()), default=0)))
     parts += [errors, Text()]
     parts.append(
@@ -264,6 +287,7 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
     parts += [Text(f"warning: {line}") for line in fit.warnings_]
     parts += [Text(f"note: {line}") for line in fit.sentences_]
+    parts += [Text(f"note: {line}") for line in document["notes"]]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
     parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))
     return Group(*parts)

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +17,9 @@ import click
 from profiles.deployment import Deployment, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
-from reference_traces.library import Located, locate
+from reference_traces.library import Located, locate, names_below
 from replay.arrivals import DISTRIBUTIONS, with_arrivals
-from replay.readers import read_trace
+from replay.readers import batch_files, read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
 
@@ -89,8 +90,8 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
     InputError
         If it cannot be found or used.
     """
-    located = locate(name)
-    trace = _with_catalogue(read_trace(located.path), located)
+    located, selection = _select(name)
+    trace = _with_catalogue(read_trace(located.path, selection), located)
     drawn = located.file.arrivals if located.file else None
     scheme = drawn and f"{drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}"
     if arrivals == CATALOGUE:
@@ -134,12 +135,48 @@ def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
     return [own.get(name, general) for name in names]
 
 
+def _select(name: str) -> tuple[Located, str | None]:
+    """Where a trace lies, and which one of its file is meant: ``FILE#SELECTION``."""
+    head, mark, selection = name.rpartition("#")
+    if not mark or Path(name).exists():
+        return locate(name), None
+    return locate(head), selection
+
+
+def load_traces(name: str, arrivals: str = "measured") -> list[Trace]:
+    """Read a trace, or all that a name stands for: a folder of batches, a part of the catalogue, ``FILE#PATTERN``.
+
+    Raises
+    ------
+    InputError
+        If there is none, or one cannot be used.
+    """
+    path = Path(name)
+    files = batch_files(path) if path.is_dir() else []
+    if files:
+        root = path.resolve()
+        called = [f"{root.name}/{one.resolve().relative_to(root).with_suffix('').as_posix()}" for one in files]
+        found = [load_trace(str(one), arrivals) for one in files]
+        # Those of the catalogue have their own names.
+        return [one if "/" in one.name else one.with_meta(name=own) for one, own in zip(found, called, strict=True)]
+    below = [] if path.exists() else names_below(name)
+    if below:
+        return [load_trace(one, arrivals) for one in below]
+    head, mark, pattern = name.rpartition("#")
+    if mark and not path.exists():
+        inside = [one for one in selections(locate(head).path) if fnmatchcase(one, pattern)]
+        return [load_trace(f"{head}#{one}", arrivals) for one in inside or [pattern]]
+    return [load_trace(name, arrivals)]
+
+
 def _with_catalogue(trace: Trace, located: Located) -> Trace:
     """Fill in what the trace does not say of its engine and the catalogue does."""
     entry = located.entry
     if entry is None:
         return trace
-    name = entry.name if located.file is None else f"{entry.name}/{located.file.name}"
+    name = entry.name if located.file is None else f"{entry.name}/{located.file.name.removesuffix('.csv')}"
+    if entry.format == "splitwise-perf-model":
+        name = trace.name.replace(trace.name.partition("#")[0], entry.name)
     meta: dict[str, Any] = {"name": name}
     if trace.meta.get("model") is None:
         meta["model"] = entry.model
@@ -160,7 +197,7 @@ def keep_trace(name: str, output: Path | None) -> None:
     InputError
         If they are the same file or folder.
     """
-    if output is not None and output.exists() and output.samefile(locate(name).path):
+    if output is not None and output.exists() and output.samefile(_select(name)[0].path):
         raise InputError("is the trace itself; choose another output", file=output)
 
 

@@ -36,6 +36,7 @@ def to_dict(report: Report) -> dict[str, Any]:
             "accelerator": profile.accelerator.kind,
             "coefficients": deployment.accelerator.coefficients,
             "host": asdict(deployment.accelerator.host),
+            "call": asdict(deployment.accelerator.call),
             "engine": report.replay.predicted.meta["engine"],
             "assumed": dict(deployment.assumed),
         },

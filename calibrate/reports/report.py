@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from calibrate.errors import Comparison
+from calibrate.errors import BATCH_METRICS, Comparison
 from profiles.deployment import Deployment
 from replay.run import Replay
 from replay.trace import Trace
@@ -57,13 +57,14 @@ class Report:
     def headline(self) -> str:
         """The result in one or two sentences."""
         metrics = self.comparison.metrics
-        parts = [
-            f"{name.upper()} {100 * metrics[name].mape:.1f} %" for name in ("ttft", "tpot", "e2e") if name in metrics
-        ]
-        text = f"Mean error per request: {', '.join(parts)}."
-        main = metrics.get("e2e") or metrics.get("ttft")
+        shown = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+        shown |= {name: name.replace("_", " ") for name in BATCH_METRICS}
+        parts = [f"{label} {100 * metrics[name].mape:.1f} %" for name, label in shown.items() if name in metrics]
+        text = f"Mean error per {'request' if self.trace.batches is None else 'batch'}: {', '.join(parts)}."
+        name = next((one for one in ("e2e", "ttft", "makespan") if one in metrics), "")
+        main = metrics.get(name)
         if main is not None and abs(main.bias) > 0.5 * main.mape and main.mape >= 0.02:
-            name = "E2E" if "e2e" in metrics else "TTFT"
+            name = shown[name]
             side = "too short" if main.bias < 0 else "too long"
             text += f" Predicted {name} is {100 * abs(main.bias):.0f} % {side} on average."
         if self.deployment.loaded.profile.accelerator.kind == "roofline" and not self._fitted:

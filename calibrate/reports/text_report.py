@@ -12,7 +12,16 @@ from rich.text import Text
 from calibrate.errors import MetricErrors
 from calibrate.reports.report import Report
 
-NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "queue_time": "queue time"}
+NAMES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "queue_time": "queue time",
+    "makespan": "makespan",
+    "prompt_time": "prompt time",
+    "token_time": "token time",
+}
 SHOWN = ("mean", "p50", "p90", "p99")
 
 
@@ -52,7 +61,10 @@ def _title(report: Report) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column()
-    served = f"{trace.meta.get('model') or 'unknown model'}, vLLM {engine.get('version') or 'of unknown version'}"
+    version = f"vLLM {engine.get('version') or 'of unknown version'}"
+    if engine.get("version") is None and engine.get("name", "vllm") is None:
+        version = "unknown engine"
+    served = f"{trace.meta.get('model') or 'unknown model'}, {version}"
     grid.add_row("trace", Text.assemble((trace.name, "bold"), f"  {served}, {len(trace)} requests"))
     device = deployment.hardware.name if deployment.hardware else "no hardware"
     degree = deployment.config.tensor_parallel_size
@@ -64,8 +76,9 @@ def _title(report: Report) -> RenderableType:
 
 def _requests(report: Report) -> RenderableType:
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for column in ("per request", "pairs", "MAPE", "95 % interval", "median", "bias"):
-        table.add_column(column, justify="left" if column == "per request" else "right", no_wrap=True)
+    first = "per request" if report.trace.batches is None else "per batch"
+    for column in (first, "pairs", "MAPE", "95 % interval", "median", "bias"):
+        table.add_column(column, justify="left" if column == first else "right", no_wrap=True)
     for name, errors in report.comparison.metrics.items():
         low, high = errors.mape_ci95
         table.add_row(
@@ -93,7 +106,8 @@ def _levels(report: Report) -> RenderableType:
         table.add_row("  error", *(_signed_text(errors.percentiles[at].error) for at in SHOWN))
     lines = []
     for name, values in report.comparison.throughput.items():
-        label = {"output_tokens_per_s": "output tokens/s", "makespan": "makespan, s"}[name]
+        whole = "makespan, s" if report.trace.batches is None else "all batches, s"
+        label = {"output_tokens_per_s": "output tokens/s", "makespan": whole}[name]
         measured, predicted = (_plain(values[side]) for side in ("measured", "predicted"))
         lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}")
     return Group(table, Text("\n".join(lines)))

@@ -12,7 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from profiles.errors import InputError, found
 from profiles.yaml_files import validate
 from replay.readers.fields import first_line, read_object
-from replay.trace import ITERATIONS, REQUESTS, SCHEMA, STATUSES, TIMELINE, Trace, check_table, is_canonical
+from replay.trace import (
+    BATCHES,
+    ITERATIONS,
+    REQUESTS,
+    SCHEMA,
+    STATUSES,
+    TIMELINE,
+    Trace,
+    check_table,
+    is_canonical,
+)
 
 FORMAT = "servecal"
 REQUESTS_FILE = "requests.parquet"
@@ -76,7 +86,8 @@ def read(path: Path) -> Trace:
     meta = {key: value for key, value in record.values.items() if key != "schema"}
     validate(_Meta, meta, record.file)
     tables = {}
-    for stem, form in (("requests", REQUESTS), ("iterations", ITERATIONS), ("timeline", TIMELINE)):
+    forms = (("requests", REQUESTS), ("iterations", ITERATIONS), ("timeline", TIMELINE), ("batches", BATCHES))
+    for stem, form in forms:
         file = folder / f"{stem}.parquet"
         if file.is_file():
             tables[stem] = check_table(_parquet(file), form, file)
@@ -89,7 +100,7 @@ def read(path: Path) -> Trace:
                 row=f"request {row}",
                 field="status",
             )
-    trace = Trace(requests, meta, tables.get("iterations"), tables.get("timeline"))
+    trace = Trace(requests, meta, tables.get("iterations"), tables.get("timeline"), tables.get("batches"))
     if trace.has("block_hashes") and meta.get("block_hash") is None:
         raise record.error("block_hash.block_size", f"is missing although {REQUESTS_FILE} has block_hashes")
     return trace

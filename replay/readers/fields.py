@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from profiles.errors import InputError, found
 
 MOST_TOKENS = 10**9
 MOST_SECONDS = 1e12
+LONGEST_FIELD = 2**24
+"""Characters of one field of a CSV; lists of lengths are long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +186,29 @@ def read_lines(path: Path) -> Iterator[Record]:
         if not isinstance(value, dict):
             raise InputError(f"expected a JSON object, found {found(value)}", file=path, row=number)
         yield Record(value, path, number)
+
+
+def read_rows(path: Path, needed: Sequence[str]) -> list[Record]:
+    """Return the rows of a CSV file whose first line names its columns, values as text.
+
+    Raises
+    ------
+    InputError
+        If a needed column is missing, or a row has more or fewer values than there are columns.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    lines = csv.reader(read_text(path).splitlines())
+    rows = []
+    try:
+        names = next(lines)
+        for name in needed:
+            if name not in names:
+                raise InputError(f"is missing; there are {found(', '.join(names))[1:-1]}", file=path, field=name)
+        for values in lines:
+            if len(values) != len(names):
+                reason = f"expected {len(names)} values, found {len(values)} (the file seems truncated)"
+                raise InputError(reason, file=path, row=lines.line_num)
+            rows.append(Record(dict(zip(names, values, strict=True)), path, lines.line_num))
+    except csv.Error as error:
+        raise InputError(f"is no CSV: {error}", file=path, row=lines.line_num) from None
+    return rows

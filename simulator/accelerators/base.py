@@ -11,6 +11,11 @@ from typing import Protocol, runtime_checkable
 from simulator.batch import Batch
 from simulator.errors import SimulationError
 
+LONG_PREFILL = 1024
+"""Tokens of a step beyond which prefill gets slower per token."""
+TILE = 16
+"""Rows of one tile of the tensor cores' matrix product."""
+
 
 @runtime_checkable
 class AcceleratorModel(Protocol):
@@ -52,6 +57,15 @@ class HostOverhead:
         is larger than the largest and so launched kernel by kernel.
     per_longest_context : float
         Seconds per token of the longest decode context in a step, which its attention waits for.
+    per_empty_query : float
+        Seconds per place in the grid of a prefill step's attention that holds no query: the grid has the longest
+        prefill chunk's tiles for every sequence (FlashAttention 2, variable lengths), decodes included.
+    per_long_prefill_token : float
+        Seconds per token of a prefill step beyond the first ``LONG_PREFILL``: activations outgrow the cache, and a
+        device at its power limit lowers its clock.
+    per_step_of_several_tokens, per_step_of_several_tiles : float
+        Seconds per step of more than one token, padding included (matrices times matrices, no longer times a vector),
+        and of more than ``TILE``.
     capture_sizes : tuple of int
         Sizes of the captured graphs, ascending (``simulator.cuda_graphs``).
     num_layers : int
@@ -65,6 +79,10 @@ class HostOverhead:
     per_padding_token: float = 0.0
     per_layer_beyond_graphs: float = 0.0
     per_longest_context: float = 0.0
+    per_empty_query: float = 0.0
+    per_long_prefill_token: float = 0.0
+    per_step_of_several_tokens: float = 0.0
+    per_step_of_several_tiles: float = 0.0
     capture_sizes: tuple[int, ...] = ()
     num_layers: int = 1
 
@@ -81,6 +99,10 @@ class HostOverhead:
             self.per_padding_token * padding,
             self.num_layers * self.per_layer_beyond_graphs if beyond else 0.0,
             self.per_longest_context * max(batch.decode_contexts, default=0),
+            self.per_empty_query * _empty_queries(batch),
+            self.per_long_prefill_token * (max(0, tokens - LONG_PREFILL) if batch.prefills else 0),
+            self.per_step_of_several_tokens if tokens + padding > 1 else 0.0,
+            self.per_step_of_several_tiles if tokens + padding > TILE else 0.0,
         )
 
 
@@ -92,8 +114,40 @@ HOST_COMPONENTS = {
     "graph_padding": "per_padding_token",
     "beyond_graphs": "per_layer_beyond_graphs",
     "longest_context": "per_longest_context",
+    "attention_grid": "per_empty_query",
+    "long_prefill_token": "per_long_prefill_token",
+    "several_tokens": "per_step_of_several_tokens",
+    "several_tiles": "per_step_of_several_tiles",
 }
 """Component of each term of ``HostOverhead``."""
+
+
+def _empty_queries(batch: Batch) -> int:
+    if not batch.prefills:
+        return 0
+    return max(query for query, _ in batch.prefills) * batch.num_seqs - batch.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class CallOverhead:
+    """Time of one offline call (vLLM's ``LLM.generate``) that is no iteration's: sending requests, last outputs.
+
+    Parameters
+    ----------
+    per_call, per_request : float
+        Seconds per call, and per request handed over in it.
+    """
+
+    per_call: float = 0.0
+    per_request: float = 0.0
+
+    def seconds(self, requests: int) -> tuple[float, ...]:
+        """Return the terms for a call of that many requests, in the order of ``CALL_COMPONENTS``."""
+        return self.per_call, self.per_request * requests
+
+
+CALL_COMPONENTS = {"call": "per_call", "call_request": "per_request"}
+"""Component of each term of ``CallOverhead``."""
 
 
 class WithHost:
@@ -106,7 +160,10 @@ class WithHost:
     host : HostOverhead
         Seconds per step and per sequence.
     coefficients : mapping of str to float
-        Factors by component name; the device's default (1 unless it says otherwise) where absent.
+        Factors by name of a component or of ``CALL_COMPONENTS``; where absent the device's default, which is 1 unless
+        it says otherwise.
+    call : CallOverhead
+        Seconds per offline call, which are part of no iteration.
 
     Raises
     ------
@@ -115,23 +172,29 @@ class WithHost:
     """
 
     def __init__(
-        self, device: AcceleratorModel, host: HostOverhead, coefficients: Mapping[str, float] | None = None
+        self,
+        device: AcceleratorModel,
+        host: HostOverhead,
+        coefficients: Mapping[str, float] | None = None,
+        call: CallOverhead = CallOverhead(),
     ) -> None:
         self.device = device
         self.host = host
+        self.call = call
         self.components = (*device.components, *HOST_COMPONENTS)
         factors = dict(coefficients or {})
         defaults: Mapping[str, float] = getattr(device, "default_coefficients", {})
-        self.coefficients = {name: factors.pop(name, defaults.get(name, 1.0)) for name in self.components}
+        names = (*self.components, *CALL_COMPONENTS)
+        self.coefficients = {name: factors.pop(name, defaults.get(name, 1.0)) for name in names}
         if factors:
             raise SimulationError(
                 f"coefficient {next(iter(factors))!r}: this accelerator model has the components "
-                + ", ".join(self.components)
+                + ", ".join((*self.components, *CALL_COMPONENTS))
             )
         for name, factor in self.coefficients.items():
             if not (math.isfinite(factor) and factor >= 0):
                 raise SimulationError(f"coefficient {name!r}: expected a number of at least 0, found {factor}")
-        self._factors = tuple(self.coefficients.values())
+        self._factors = tuple(self.coefficients[name] for name in self.components)
         self._scaled = any(factor != 1.0 for factor in self._factors)
 
     def step(self, batch: Batch) -> Sequence[float]:
@@ -140,3 +203,8 @@ class WithHost:
         if not self._scaled:
             return parts
         return tuple(factor * part for factor, part in zip(self._factors, parts, strict=True))
+
+    def call_seconds(self, requests: int) -> float:
+        """Return the seconds that an offline call of that many requests takes beside its iterations."""
+        terms = zip(CALL_COMPONENTS, self.call.seconds(requests), strict=True)
+        return sum(self.coefficients[name] * seconds for name, seconds in terms)

@@ -102,9 +102,10 @@ class OperatorTable:
     """Prices a batch by looking its operators up.
 
     Several prefill chunks of one step are looked up as one chunk of their summed lengths and contexts, as the
-    source does. Components: ``dense`` (the four projections of every layer), ``elementwise`` (norms, rotary
-    embedding, activation), ``attention``, ``output_head`` (vocabulary projection and sampler), ``embedding``
-    (with the last norm), ``collectives`` (two all-reduces a layer, if tensor parallel).
+    source does, or each on its own (``separate_prompts``), which is what attention computes. Components: ``dense``
+    (the four projections of every layer), ``elementwise`` (norms, rotary embedding, activation), ``attention``,
+    ``output_head`` (vocabulary projection and sampler), ``embedding`` (with the last norm), ``collectives`` (two
+    all-reduces a layer, if tensor parallel).
 
     Parameters
     ----------
@@ -118,6 +119,9 @@ class OperatorTable:
         Link of the all-reduces; not needed for one device.
     memory_bandwidth : float
         Bytes/s of device memory, for the all-reduces' own traffic.
+    separate_prompts : bool
+        Look the longest prefill chunk up together with the decodes, and add the others' own times less that of the
+        smallest chunk in the table, which stands for the launch.
 
     Raises
     ------
@@ -149,6 +153,7 @@ class OperatorTable:
         tensor_parallel_size: int = 1,
         link: Interconnect | None = None,
         memory_bandwidth: float = 0.0,
+        separate_prompts: bool = False,
     ) -> None:
         if tensor_parallel_size > 1 and (link is None or not link.bandwidth or not memory_bandwidth):
             raise SimulationError(
@@ -161,6 +166,7 @@ class OperatorTable:
         self.tensor_parallel_size = tensor_parallel_size
         self.link = link or Interconnect()
         self.memory_bandwidth = memory_bandwidth
+        self.separate_prompts = separate_prompts
         self._slices = {key: _Slice(rows) for key, rows in tables.attention.items()}
         self._token_ns = lru_cache(maxsize=65536)(self._price_tokens)
         self._head_ns = lru_cache(maxsize=4096)(self._price_head)
@@ -182,8 +188,15 @@ class OperatorTable:
 
     def attention_ns(self, batch: Batch) -> int:
         """Nanoseconds of one layer's attention, uneven decode contexts included."""
-        chunk, context = batch.num_prefill_tokens, batch.prefill_context
-        decodes = batch.decode_contexts
+        if not self.separate_prompts or len(batch.prefills) < 2:
+            return self._attention_ns(batch.num_prefill_tokens, batch.prefill_context, batch.decode_contexts)
+        (chunk, context), *others = sorted(batch.prefills, reverse=True)
+        launch = self._uniform_attention_ns(next(one for one in self.tables.attention_chunks if one), 0, 0, 0)
+        apart = sum(max(0, self._uniform_attention_ns(*other, 0, 0) - launch) for other in others)
+        return apart + self._attention_ns(chunk, context, batch.decode_contexts)
+
+    def _attention_ns(self, chunk: int, context: int, decodes: list[int]) -> int:
+        """The same for one prefill chunk (0: none) beside the decodes."""
         count = len(decodes)
         if not count:
             return self._uniform_attention_ns(chunk, context, 0, 0)

@@ -13,6 +13,16 @@ from replay.arrivals import with_arrivals
 from replay.readers import read_trace
 
 FILES = ["requests.jsonl", "workload.jsonl", "meta.json", "timeseries.csv", "run.json", "trace.json"]
+TABLES = {
+    "calls.csv": (
+        "run_id,status,batch_size,input_lens,output_lens,batch_e2e_ms,error\n"
+        '0,OK,2,"[30, 20]","[5, 9]",250.5,\n1,SKIPPED,2,"[3, 2]","[5, 9]",,too long\n'
+    ),
+    "perf.csv": (
+        "model,hardware,prompt_size,batch_size,token_size,average_power,prompt_time,token_time,tensor_parallel\n"
+        "m,h,512,2,4,0.5,100.0,20.5,8\nm,h,128,1,4,0.0,50.0,20.5,8\n"
+    ),
+}
 TOKENS = [b"0", b"-1", b"1e999", b"9" * 40, b"NaN", b"null", b"true", b'"', b"{", b"]", b",", b"\n", b"\xff", b"\0"]
 JUNK = st.recursive(
     st.none()
@@ -34,6 +44,9 @@ def sources(bench_folder, serve_result, tmp_path_factory):
     read_trace(bench).save(folder / "saved")
     paths = dict.fromkeys(FILES[:4], bench) | {"run.json": run, "trace.json": folder / "saved"}
     paths["requests.parquet"] = folder / "saved"
+    for name, text in TABLES.items():
+        paths[name] = folder / name
+        paths[name].write_text(text)
     return {name: (path if path.is_file() else path / name) for name, path in paths.items()}
 
 
@@ -44,7 +57,7 @@ def try_to_read(sources, tmp_path_factory):
 
     def read(name, content):
         valid = sources[name]
-        if name == "run.json":
+        if name == "run.json" or name in TABLES:
             place = path = scratch / name
         else:
             place = scratch / name.replace(".", "-")
@@ -91,7 +104,7 @@ def mutations(draw, content):
     return content
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *TABLES])
 @settings(max_examples=150)
 @given(data=st.data())
 def test_mutated_bytes_are_read_or_refused(sources, try_to_read, name, data):

@@ -325,3 +325,27 @@ def test_components_are_finite_and_not_negative_and_repeatable(tiny_tables, pref
 
     assert all(math.isfinite(part) and part >= 0 for part in parts)
     assert tuple(parts) == tuple(model.step(batch))
+
+
+def test_separate_prompts_cost_their_own_attention_not_that_of_one_long_prompt(tiny_tables):
+    curve = Curve([1], [100])
+    attention = {
+        (0, 1): {0: Curve([1, 1000], [50, 150])},
+        (16, 0): {0: curve},
+        (512, 0): {0: Curve([1], [1100])},
+        (1024, 0): {0: Curve([1], [4100])},
+        (16, 1): {0: curve},
+        (512, 1): {0: Curve([1], [1200])},
+        (1024, 1): {0: Curve([1], [4300])},
+    }
+    summed, apart = (
+        OperatorTable(tiny_tables(attention=attention), num_hidden_layers=1, hidden_size=8, separate_prompts=separate)
+        for separate in (False, True)
+    )
+    batch = Batch([(512, 0), (512, 0)], [])
+    assert summed.attention_ns(batch) == 4100
+    # The second prompt beside the first: its own 1,100 less the launch that a chunk of 16 tokens stands for.
+    assert apart.attention_ns(batch) == 1100 + 1100 - 100
+    assert apart.attention_ns(Batch([(512, 0), (512, 0)], [1])) == 1200 + 1100 - 100
+    for same in (Batch([(512, 0)], [1]), Batch([], [500])):
+        assert apart.attention_ns(same) == summed.attention_ns(same)

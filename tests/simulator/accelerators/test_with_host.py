@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.accelerators.base import HOST_COMPONENTS, AcceleratorModel, HostOverhead, WithHost
+from simulator.accelerators.base import (
+    CALL_COMPONENTS,
+    HOST_COMPONENTS,
+    AcceleratorModel,
+    CallOverhead,
+    HostOverhead,
+    WithHost,
+)
 from simulator.accelerators.linear import Linear
 from simulator.batch import Batch
 from simulator.cuda_graphs import capture_sizes
@@ -23,7 +30,8 @@ def test_host_time_stands_beside_the_devices_components():
     model = WithHost(DEVICE, HOST)
 
     assert model.components == NAMES
-    assert tuple(model.step(BATCH)) == (*DEVICE.step(BATCH), 5e-4, 3 * 1e-5, 0.02, 100 * 1e-6, 0.0, 0.0, 0.0)
+    beside = (5e-4, 3 * 1e-5, 0.02, 100 * 1e-6)
+    assert tuple(model.step(BATCH)) == (*DEVICE.step(BATCH), *beside, *[0.0] * (len(HOST_COMPONENTS) - 4))
     assert isinstance(model, AcceleratorModel)
 
 
@@ -38,7 +46,7 @@ def test_coefficient_scales_its_component_only(name, factor):
 
 def test_coefficients_default_to_one_and_are_all_told():
     assert WithHost(DEVICE, HOST, {"token": 1.5}).coefficients == {
-        name: 1.5 if name == "token" else 1.0 for name in NAMES
+        name: 1.5 if name == "token" else 1.0 for name in (*NAMES, *CALL_COMPONENTS)
     }
 
 
@@ -79,3 +87,34 @@ def test_captured_sizes_are_those_of_the_version():
     assert capture_sizes(EngineConfig(max_num_seqs=3)) == (1, 2, 4)
     assert capture_sizes(EngineConfig(enforce_eager=True)) == ()
     assert capture_sizes(EngineConfig(version=(0, 10), max_num_seqs=256))[-2:] == (504, 512)
+
+
+def test_terms_of_large_steps_begin_where_they_say():
+    host = HostOverhead(
+        per_step=0.0,
+        per_empty_query=1.0,
+        per_long_prefill_token=1.0,
+        per_step_of_several_tokens=1.0,
+        per_step_of_several_tiles=1.0,
+        capture_sizes=(1, 2, 4, 8, 16, 24),
+    )
+
+    def terms(batch):
+        named = dict(zip(HOST_COMPONENTS, host.seconds(batch), strict=True))
+        return [named[name] for name in ("attention_grid", "long_prefill_token", "several_tokens", "several_tiles")]
+
+    assert terms(Batch([], [10])) == [0, 0, 0, 0]
+    assert terms(Batch([], [10, 20])) == [0, 0, 1, 0]
+    assert terms(Batch([], [10] * 16)) == [0, 0, 1, 0]
+    # 17 are padded to 24; 1,030 tokens of decodes would be no long prefill.
+    assert terms(Batch([], [10] * 17)) == [0, 0, 1, 1]
+    assert terms(Batch([], [10] * 1030))[1] == 0
+    # Three sequences of up to 1,000 queries: 3,000 places, 1,101 tokens.
+    assert terms(Batch([(1000, 0), (100, 0)], [300])) == [1899, 1101 - 1024, 1, 1]
+
+
+def test_a_calls_own_time_is_part_of_no_iteration():
+    call = CallOverhead(per_call=1e-3, per_request=1e-4)
+    model = WithHost(DEVICE, HOST, {"call": 2.0, "call_request": 3.0}, call)
+    assert model.call_seconds(10) == pytest.approx(2e-3 + 3e-3)
+    assert model.step(BATCH) == WithHost(DEVICE, HOST).step(BATCH)

@@ -1,0 +1,178 @@
+"""The schedule of requests that are handed over together: it does not depend on how long an iteration takes.
+
+The scheduler alone tells every iteration, so nothing needs a clock. While the same requests decode, one iteration is
+like the last but for one more token of context each: such a stretch is one item of the schedule, however long it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.batch import Batch
+from simulator.engine_config import EngineConfig
+from simulator.errors import NeverFitsError
+from simulator.request import Request, ServedRequest
+from simulator.scheduler import Scheduler, Step
+
+Floats = npt.NDArray[np.float64]
+
+MARGIN = 2
+"""Iterations before a request's last token at which a stretch ends: versions differ in what they schedule there."""
+EXACT = 4
+"""Iterations up to which a stretch is summed one by one."""
+STRAIGHT = 1e-6
+"""Share of an iteration's time by which it may miss the straight line on which a stretch is summed."""
+
+
+@dataclass(slots=True)
+class Stretch:
+    """``steps`` iterations in a row: the first is ``batch``, in each further one every decode has one more context."""
+
+    batch: Batch
+    steps: int
+
+    def at(self, place: int) -> Batch:
+        """The batch of one of its iterations."""
+        if not place:
+            return self.batch
+        return Batch(self.batch.prefills, [context + place for context in self.batch.decode_contexts])
+
+    def sum(self, step: Callable[[Batch], Sequence[float] | npt.NDArray[np.floating[Any]]]) -> Floats:
+        """Sum ``step(batch)``, shape (components,), over its iterations.
+
+        A long stretch is halved until a part is straight in the context (as attention is, piece by piece): two
+        inner points must lie on the line between its ends to ``STRAIGHT`` of the iteration's time.
+        """
+
+        def value(place: int) -> Floats:
+            return np.asarray(step(self.at(place)), dtype=np.float64)
+
+        def between(low: int, high: int, first: Floats, last: Floats) -> Floats:
+            """Over low to high, both ends included."""
+            length = high - low
+            if length < EXACT:
+                inner = [value(place) for place in range(low + 1, high)]
+                total: Floats = np.sum([first, *inner, *([last] if length else [])], axis=0)
+                return total
+            points = low + length // 3, low + (2 * length) // 3
+            inner = [value(place) for place in points]
+            off = max(
+                float(np.abs(first + (last - first) * (place - low) / length - here).max())
+                for place, here in zip(points, inner, strict=True)
+            )
+            if off <= STRAIGHT * float(first.sum()):
+                total = (length + 1) / 2 * (first + last)
+                return total
+            middle = points[0]
+            right = value(middle + 1)
+            return between(low, middle, first, inner[0]) + between(middle + 1, high, right, last)
+
+        first = value(0)
+        return between(0, self.steps - 1, first, value(self.steps - 1) if self.steps > 1 else first)
+
+
+def schedule_at_once(config: EngineConfig, requests: Iterable[Request], ahead: int = 0) -> list[Stretch]:
+    """Every iteration of an engine that is handed all requests before its first schedule call.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    requests : iterable of Request
+        In the order handed over; their arrivals are not looked at.
+    ahead : int
+        Most requests that the first schedule call sees (0: all), as in ``Engine.run``.
+
+    Raises
+    ------
+    NeverFitsError
+        If a request needs more KV blocks than there are.
+    """
+    requests = list(requests)
+    scheduler = Scheduler(_with_blocks_enough(config, requests))
+    later: deque[ServedRequest] = deque()
+    for index, request in enumerate(requests):
+        served = ServedRequest.enter(request, index, config.max_model_len)
+        needed = -(-(served.max_total_tokens - 1) // config.block_size)
+        if served.num_prompt_tokens >= config.max_model_len or needed > config.num_gpu_blocks - 1:
+            raise NeverFitsError(
+                f"request {request.id!r} of {request.prompt_tokens} + {request.output_tokens} tokens does not fit: "
+                f"max_model_len {config.max_model_len}, {config.num_gpu_blocks - 1} usable KV blocks"
+            )
+        if ahead and index >= ahead:
+            later.append(served)
+        else:
+            scheduler.add(served)
+    depth = 2 if config.async_scheduling else 1
+    in_flight: deque[Step] = deque()
+    recent: deque[list[ServedRequest]] = deque(maxlen=depth)
+    found: list[Stretch] = []
+    while scheduler.num_unfinished or in_flight:
+        if scheduler.num_unfinished:
+            step = scheduler.schedule(0)
+            if step.items:
+                further = 0 if later else _repeatable(scheduler, step, recent)
+                recent.append([item.served for item in step.items])
+                if further:
+                    _repeat(scheduler, further)
+                _append(found, step.batch(), 1 + further)
+            in_flight.append(step)
+            while later:
+                scheduler.add(later.popleft())
+            if len(in_flight) < depth:
+                continue
+        scheduler.update(in_flight.popleft(), 0)
+    return found
+
+
+def _with_blocks_enough(config: EngineConfig, requests: Sequence[Request]) -> EngineConfig:
+    """The configuration with no more blocks than all requests together can hold; more make no difference but time."""
+    tokens = (min(one.prompt_tokens + one.output_tokens, config.max_model_len) for one in requests)
+    most = 1 + sum(-(-count // config.block_size) for count in tokens)
+    return config if config.watermark else replace(config, num_gpu_blocks=min(config.num_gpu_blocks, max(most, 2)))
+
+
+def _repeatable(scheduler: Scheduler, step: Step, recent: deque[list[ServedRequest]]) -> int:
+    """How many further schedule calls are sure to compose the same step: only decodes, and all that run."""
+    running = scheduler.running
+    if len(step.items) != len(running) or len(recent) < (recent.maxlen or 0):
+        return 0
+    if any(item.num_scheduled_tokens != 1 or not item.samples for item in step.items):
+        return 0
+    # Whoever waits was not admitted beside these requests before, and their blocks only grow.
+    if any(before != running for before in recent):
+        return 0
+    left = min(one.max_total_tokens - one.num_tokens - one.num_output_placeholders for one in running) - MARGIN
+    blocks = scheduler.kv_cache
+    while left > 0 and blocks.num_free_blocks < sum(
+        max(0, blocks.blocks_for(one.num_computed_tokens + left) - len(one.blocks)) for one in running
+    ):
+        left //= 2
+    return max(left, 0)
+
+
+def _repeat(scheduler: Scheduler, times: int) -> None:
+    """Put every running request as many tokens further as that many equal steps would."""
+    for served in scheduler.running:
+        served.num_tokens += times
+        if served.num_computed_tokens + times > served.block_event:
+            scheduler.kv_cache.allocate(served, times)
+        served.num_computed_tokens += times
+
+
+def _append(found: list[Stretch], batch: Batch, steps: int) -> None:
+    """Add to the schedule, as a part of its last stretch if it goes on with that."""
+    last = found[-1] if found else None
+    if last is not None and not batch.prefills and not last.batch.prefills:
+        grown = last.batch.decode_contexts
+        if len(grown) == batch.num_decodes and all(
+            then + last.steps == now for then, now in zip(grown, batch.decode_contexts, strict=True)
+        ):
+            last.steps += steps
+            return
+    found.append(Stretch(batch, steps))
