@@ -20,9 +20,8 @@ Floats = npt.NDArray[np.floating[Any]]
 STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.1, 0.01, 1e-3)
 """Weights of the prior that cross-validation chooses from; 1 takes its spread and the noise at their word."""
 SYSTEMATIC = 1.5
-"""Neighbouring residuals that go together by this factor are the model's error and no noise, of which more data does
-not bring less: only then may the prior weigh more than 1."""
-AS_GOOD = 1.05
+"""Neighbouring residuals that go together by this factor are the model's error and no noise."""
+AS_GOOD = 1.1
 """The strongest prior is taken whose cross-validated error is within this factor of the best."""
 FOLDS = 5
 
@@ -61,8 +60,7 @@ def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tup
 def best_strength(space: CoefficientSpace, equations: Equations) -> float:
     """The prior's weight under which blocks of time predict each other best; only training equations are seen."""
     # A linear model's prior holds no physics to fall back on.
-    may_lead = not space.linear and systematic(space, equations) > SYSTEMATIC
-    strengths = [one for one in STRENGTHS if one <= 1 or may_lead]
+    strengths = [one for one in STRENGTHS if one <= 1 or not space.linear]
     folds = np.array_split(np.arange(len(equations)), FOLDS)
     scores = []
     for strength in strengths:

@@ -11,16 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from calibrate.batches import predict_batches
 from calibrate.errors import compare
-from calibrate.fit import (
-    CALL_UNITS,
-    HOST_UNITS,
-    FittedCoefficient,
-    ProfileFit,
-    predict_batches,
-    with_coefficients,
-)
+from calibrate.fit import ProfileFit
 from calibrate.holdout import hold_out, mean_errors, parts, score
+from calibrate.space import CALL_UNITS, HOST_UNITS, FittedCoefficient, with_coefficients
 from profiles.deployment import Facts, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
