@@ -95,5 +95,5 @@ def test_batches_that_were_not_computed_together_break_the_datasheet(deployed):
     # 64 prompts of 512 tokens in 0.8 s on two A100: 7 s at peak.
     [run] = deployed(f"{SPLITWISE}/perf_model.csv#llama2-70b/a100-80gb/2", "roofline:a100-80g", assume_defaults=True)
     fit = ProfileFit().fit([(*run, None)])
-    assert any("5 of 105 batches" in one for one in fit.sentences_)
+    assert any("5 of 105 batches" in one for one in fit.warnings_)
     assert fit.equations_ == 200

@@ -114,7 +114,7 @@ def test_prompt_and_token_times_give_equations_of_their_own():
 def test_prediction_by_sums_is_the_replays():
     trace, base = batches(8, count=5, noise=0.0)
     coefficients = learned(**TRUTH)
-    by_sums = predict_batches(trace, base, coefficients)
+    by_sums = predict_batches(trace, with_coefficients(base, coefficients))
     replayed = replay(trace, with_coefficients(base, coefficients)).predicted
     for name in ("makespan", "prompt_seconds", "token_seconds"):
         assert by_sums.of_batches(name) == pytest.approx(replayed.of_batches(name), rel=1e-6)
@@ -179,7 +179,7 @@ def test_batches_faster_than_the_datasheet_are_left_out_and_named():
     spoilt = [(halved(trace, [4]), base, known) for trace, base, known in runs]
     fit = ProfileFit().fit(spoilt)
     assert fit.equations_ == 4 * 29
-    assert sum("the first is batch 5) took less time than the datasheet allows" in one for one in fit.sentences_) == 4
+    assert sum("the first is batch 5) took less time than the datasheet allows" in one for one in fit.warnings_) == 4
     comparisons = score(
         [(trace, base) for trace, base, _ in spoilt], fit, [np.ones(len(t), bool) for t, _, _ in spoilt]
     )
