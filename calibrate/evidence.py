@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.gauss_newton import HUBER, Fitted, going_together
-from calibrate.least_squares import base_weights, deviations
+from calibrate.least_squares import SHORTEST, base_weights, deviations
 from calibrate.space import CoefficientSpace, Equations, FittedCoefficient
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -53,6 +53,41 @@ class Group:
         return np.asarray(inside.T @ inside)
 
 
+@dataclass(frozen=True)
+class SpanNoise:
+    """Standard deviation of a span's measured time.
+
+    The fit's weights assume that of independent iterations: ``size`` (seconds per root of a second) times the root of
+    the seconds. Residuals may say otherwise: ``typical[1] * (seconds / typical[0]) ** growth``, with a growth of 1
+    where all iterations of a span err together.
+    """
+
+    size: float
+    typical: tuple[float, float]
+    growth: float
+
+    @classmethod
+    def of(cls, off: Floats, equations: Equations) -> SpanNoise:
+        """Learn it from residuals, in seconds, of equations."""
+        size = max(1.4826 * float(np.median(np.abs(off) * base_weights(equations))), 1e-9)
+        seconds, errors = np.log(equations.seconds), np.abs(off)
+        varied = seconds - seconds.mean()
+        floor = max(1e-3 * float(np.median(errors)), 1e-12)
+        slope = float(varied @ np.log(np.maximum(errors, floor))) / max(float(varied @ varied), 1e-9)
+        growth = float(np.clip(slope, 0.0, 1.0))
+        # The middle of what is left when growth is taken off.
+        middle = float(np.exp(seconds.mean()))
+        return cls(size, (middle, 1.4826 * float(np.median(errors * (middle / equations.seconds) ** growth))), growth)
+
+    def assumed(self, spans: Floats) -> Floats:
+        """Deviation, in seconds, of spans of that many seconds, as the fit weights them."""
+        return np.asarray(self.size * np.sqrt(np.maximum(spans, SHORTEST)))
+
+    def seconds(self, spans: Floats) -> Floats:
+        """Deviation, in seconds, of spans of that many seconds, as residuals have it."""
+        return np.asarray(self.typical[1] * (np.maximum(spans, 1e-6) / self.typical[0]) ** self.growth)
+
+
 class Evidence:
     """How well equations and simulated latencies tell the coefficients.
 
@@ -84,9 +119,9 @@ class Evidence:
         self.weight = min(strength, 1.0)
         self.temper = max(strength, 1.0)
         """A prior that weighs more than 1 is data that weigh less: its own spread stays what it is."""
-        self.noise = _noise(equations, values) if len(equations) else None
-        """Of a span, in seconds per root of its seconds; None without equations."""
-        self.groups = [self._of_equations(equations, place)] if len(equations) else []
+        off = equations.features @ values - equations.seconds
+        self.noise = SpanNoise.of(off, equations) if len(equations) else None
+        self.groups = [self._of_equations(equations, off, self.noise.size, place)] if self.noise else []
         bread = self._precision([1.0] * len(self.groups))
         honest = bread
         if latencies is not None:
@@ -107,12 +142,11 @@ class Evidence:
             found = found + weight * group.information
         return found
 
-    def _of_equations(self, equations: Equations, place: Floats) -> Group:
-        base, noise = base_weights(equations), _noise(equations, self.values)
-        off = (equations.features @ self.values - equations.seconds) * base
-        robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off), 1e-15)))
+    def _of_equations(self, equations: Equations, off: Floats, noise: float, place: Floats) -> Group:
+        base = base_weights(equations)
+        robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off) * base, 1e-15)))
         scale = base * robust / (noise * np.sqrt(self.temper))
-        return Group(equations.features * self.space.spread * scale[:, None], off / base * scale, robust >= 1, place)
+        return Group(equations.features * self.space.spread * scale[:, None], off * scale, robust >= 1, place)
 
     def coefficients(self) -> list[FittedCoefficient]:
         """Values with their intervals."""
@@ -146,8 +180,3 @@ class Evidence:
             for right in range(left)
             if abs(correlation[left, right]) > CORRELATED
         ]
-
-
-def _noise(equations: Equations, values: Floats) -> float:
-    off = (equations.features @ values - equations.seconds) * base_weights(equations)
-    return max(1.4826 * float(np.median(np.abs(off))), 1e-9)

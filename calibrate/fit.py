@@ -40,6 +40,7 @@ Simulate = Callable[[CoefficientSpace], SimulatedRun]
 MOST_MISPLACED = 0.1
 """Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
 
+
 @dataclass
 class ProfileFit:
     """Learns the coefficients of a deployment's components.
