@@ -40,6 +40,9 @@ Simulate = Callable[[CoefficientSpace], SimulatedRun]
 MOST_MISPLACED = 0.1
 """Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
 
+ALIKE = 0.5
+"""Values are alike if nearly all are above this share of the largest: they tell a sum, and not its parts."""
+
 
 @dataclass
 class ProfileFit:
@@ -152,7 +155,9 @@ class ProfileFit:
         self.iterations_, self.equations_ = len(batches), len(equations)
         self.domain_ = _domain(batches) if batches else {}
         self._learn(space, equations, simulate, complete and not preempted, _together(space, rough))
-        self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        prompts = [trace.column("prompt_tokens")[slice(None) if known is None else known] for trace, _, known in runs]
+        lengths = np.concatenate(prompts)
+        self.sentences_ += _what_was_seen(batches, lengths[~np.isnan(lengths)], self.coefficients_)
         if self._bounds:
             self._learn_front_end()
         return self
@@ -309,23 +314,41 @@ def _simulated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> Simu
     return SimulatedRun(trace, deployment.config, own.only(space.chosen).features, known)
 
 
-def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoefficient]) -> list[str]:
-    """Say what was not identified, what the run held, and what to record."""
+def _what_was_seen(batches: Sequence[Batch], prompts: Floats, coefficients: Sequence[FittedCoefficient]) -> list[str]:
+    """Say what was not identified, what the runs held alike, and what to add to change that."""
     missing = [one.name for one in coefficients if not one.identified]
     if not missing or not batches:
         return []
     sequences = np.array([batch.num_seqs for batch in batches])
+    contexts = np.array([context for batch in batches for context in batch.decode_contexts])
     prefills = sum(bool(batch.prefills) for batch in batches)
-    low, high = np.percentile(sequences, [5, 95])
-    seen = (
-        f"not identified, so kept near the base profile: {', '.join(missing)}; batches held {low:.0f} to {high:.0f} "
-        f"sequences, {prefills} of {len(batches)} iterations computed prompts"
+    advice = [
+        _alike("all batches are of size {}", sequences, 8, "add a run at a low rate", "add a run at a high rate"),
+        _alike("every prompt is {} tokens", prompts, 256, "add short ones", "add long ones"),
+        _alike("all contexts are {} tokens", contexts, 256, "add short requests", "add long requests"),
+        f"only {prefills} of {len(batches)} iterations computed prompts: add a run with more" if prefills < 30 else "",
+    ]
+    said = "; ".join(one for one in advice if one) or (
+        f"batches held {_ends(sequences)} sequences, {prefills} of {len(batches)} iterations computed prompts: --plan "
+        "says which run would tell more"
     )
-    if low > 0.5 * high:
-        seen += "; record a run at a low rate, with batches of few sequences"
-    elif prefills < 30:
-        seen += "; record a run with more prompts"
-    return [seen]
+    return [f"not identified, so kept near the base profile: {', '.join(missing)}; {said}"]
+
+
+def _alike(what: str, values: Any, few: float, less: str, more: str) -> str:
+    """Say that values are all alike, if they are, and whether to add smaller ones: if these are more than a few."""
+    if not values.size:
+        return ""
+    low, high = np.percentile(values, [5, 95])
+    if low <= ALIKE * high:
+        return ""
+    return f"{what.format(_ends(values))}: {less if low > few else more}"
+
+
+def _ends(values: Any) -> str:
+    """What nearly all values lie between, in words."""
+    low, high = (f"{one:,.0f}" for one in np.percentile(values, [5, 95]))
+    return low if low == high else f"{low} to {high}"
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:
