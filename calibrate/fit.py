@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from calibrate.batch_equations import equations_of_batches, impossible_warning, usable_batches
 from calibrate.client_schedule import is_client_side, reconstruct_client_side
+from calibrate.evidence import Evidence
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
-from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, best_start, going_together, refine
-from calibrate.least_squares import SYSTEMATIC, best_strength, deviations, solve, systematic
+from calibrate.gauss_newton import Fitted, LinearRows, Prior, best_start, refine
+from calibrate.least_squares import SYSTEMATIC, best_strength, solve, systematic
 from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
 from calibrate.simulated import SimulatedRun
 from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
@@ -38,7 +39,6 @@ Rows = npt.NDArray[np.bool_]
 Run = tuple[Trace, Deployment, Rows | None]
 Simulate = Callable[[CoefficientSpace], SimulatedRun]
 
-CORRELATED = 0.9
 BATCH_TERMS = ("attention_grid", "long_prefill_token", "several_tokens", "several_tiles")
 """Terms learned only where batches are among the runs. Stamps of a server whose batches are always full cannot tell
 them from others: fitted to the first half of ``rtxpro6000-qwen3-32b-tp2``, they make TPOT of the second 2.8 % wrong
@@ -50,13 +50,11 @@ LEAST_CONTRAST = 0.05
 HELD = 1e-6
 """Prior deviation of a coefficient that is not learned."""
 _HOST_PLACE = {name: place for place, name in enumerate(HOST_COMPONENTS)}
-CORRELATED = 0.9
-IDENTIFIED = 0.5
-"""A coefficient counts as identified if the data cut its prior standard deviation to this share or less."""
 MOST_MISPLACED = 0.1
 """Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
-IDENTIFIED = 0.5
-"""A coefficient counts as identified if the data cut its prior standard deviation to this share or less."""
+
+ALIKE = 0.5
+"""Values are alike if nearly all are above this share of the largest: they tell a sum, and not its parts."""
 
 
 @dataclass
@@ -96,6 +94,8 @@ class ProfileFit:
         Range of sequences, tokens and contexts in the fitted iterations.
     spans_ : list of (list of Batch, float)
         What was fitted: the iterations between two measured ends, and the seconds between those.
+    evidence_ : Evidence
+        The loss at the solution, linearised: what ``calibrate.bootstrap`` resamples and ``calibrate.plan`` adds to.
     """
 
     strength: float | None = None
@@ -114,7 +114,10 @@ class ProfileFit:
     spans_: list[tuple[list[Batch], float]] = field(default_factory=list, init=False, repr=False)
     front_end_: FittedFrontEnd | None = field(default=None, init=False)
     warnings_: list[str] = field(default_factory=list, init=False)
+    evidence_: Evidence | None = field(default=None, init=False, repr=False)
     _bounds: list[Bounds] = field(default_factory=list, init=False, repr=False)
+    _simulated: list[int] = field(default_factory=list, init=False, repr=False)
+    _place: Floats = field(default_factory=lambda: np.empty(0), init=False, repr=False)
 
     def fit(self, runs: Sequence[tuple[Trace, Deployment, Rows | None]]) -> ProfileFit:
         """Learn from one or more runs, which share their coefficients.
@@ -133,10 +136,13 @@ class ProfileFit:
         space = CoefficientSpace(runs[0][1])
         parts, simulate, rough = [], [], []
         seen: list[tuple[Batch, int]] = []
-        for run in runs:
+        numbers: list[int] = []
+        simulated: list[int] = []
+        for number, run in enumerate(runs):
             own = CoefficientSpace(run[1])
             if run[0].batches is not None:
                 equations, inside = self._from_batches(own, *run)
+                numbers.append(number)
                 parts.append(equations)
                 seen += inside
                 continue
@@ -147,14 +153,18 @@ class ProfileFit:
                     raise
                 self.warnings_.append(f"{error}; fitted to simulated latencies instead")
                 simulate.append(partial(_simulated, run, own))
+                simulated.append(number)
                 rough += [own.equations(error.spans)] if error.spans else []
                 continue
             if _stamped_by_engine(*run):
                 simulate.append(partial(_simulated, run, own))
+                simulated.append(number)
             parts.append(own.equations(spans))
+            numbers.append(number)
             seen += [(batch, 1) for batches, _ in spans for batch in batches]
             self.spans_ += spans
         equations = _together(space, parts)
+        self._place, self._simulated = _places(numbers, parts), simulated
         complete = len(parts) == len(runs)
         preempted = any(np.nansum(trace.column("preemptions")) > 0 for trace, _, _ in runs)
         if complete and len(equations) < 2 * len(space.names):
@@ -167,7 +177,9 @@ class ProfileFit:
         # What is not learned stays what the base profile says.
         space.spread[~told] = HELD
         self._learn(space, told, equations, simulate, complete and not preempted, _together(space, rough))
-        self.sentences_ += _what_was_seen(seen, self.coefficients_)
+        prompts = [trace.column("prompt_tokens")[slice(None) if known is None else known] for trace, _, known in runs]
+        lengths = np.concatenate(prompts)
+        self.sentences_ += _what_was_seen(seen, lengths[~np.isnan(lengths)], self.coefficients_)
         if self._bounds:
             self._learn_front_end()
         return self
@@ -275,19 +287,17 @@ class ProfileFit:
                 raise InputError(f"{count} requests cannot tell {len(space.names)} coefficients; record a longer run")
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
-            latencies = refine(runs, best_start(runs, likely), prior, None, decode_first=True)
-            evidence = _Evidence(space, equations, latencies.values, self.strength_, latencies)
+            latencies = self._numbered(refine(runs, best_start(runs, likely), prior, None, decode_first=True))
+            values = latencies.values
         else:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
             values = solve(space, equations, self.strength_)[0]
             # Where neighbouring spans err together, the model is wrong somewhere; the loss decides where it may be.
             if simulate and self.simulates and (not complete or systematic(space, equations) > SYSTEMATIC):
                 latencies = self._refined(space, equations, values, simulate)
-            evidence = _Evidence(
-                space, equations, values if latencies is None else latencies.values, self.strength_, latencies
-            )
-            residual = np.abs(equations.features @ evidence.values / equations.seconds - 1)
-            self.residual_ = float(np.median(residual))
+                values = values if latencies is None else latencies.values
+            self.residual_ = float(np.median(np.abs(equations.features @ values / equations.seconds - 1)))
+        self.evidence_ = evidence = Evidence(space, equations, values, self.strength_, latencies, self._place)
         self.simulations_ = latencies.simulations if latencies is not None else 0
         self.coefficients_ = evidence.coefficients()
         self.singular_values_ = evidence.singular_values()
@@ -312,7 +322,12 @@ class ProfileFit:
             equations.features * (base / noise)[:, None], equations.seconds * base / noise, 1 / max(self.strength_, 1.0)
         )
         prior = Prior(space.prior, space.spread, space.least, min(self.strength_, 1.0))
-        return refine(runs, start, prior, rows)
+        return self._numbered(refine(runs, start, prior, rows))
+
+    def _numbered(self, fitted: Fitted) -> Fitted:
+        """The places of latencies, by the runs' numbers among all that are fitted."""
+        which, share = np.divmod(fitted.place, 1.0)
+        return replace(fitted, place=np.array(self._simulated)[which.astype(int)] + share)
 
 
 def _together(space: CoefficientSpace, parts: Sequence[Equations]) -> Equations:
@@ -336,6 +351,12 @@ def _told(space: CoefficientSpace, seen: Sequence[tuple[Batch, int]], batches: b
     return told
 
 
+def _places(numbers: Sequence[int], parts: Sequence[Equations]) -> Floats:
+    """For each equation the number of its run, plus the share of its equations that lie before."""
+    shares = [number + (np.arange(len(one)) + 0.5) / len(one) for number, one in zip(numbers, parts, strict=True)]
+    return np.concatenate([np.empty(0), *shares])
+
+
 def _stamped_by_engine(trace: Trace, deployment: Deployment, known: Rows | None) -> bool:
     """Whether latencies tell more than spans do: not where iterations were recorded, or seen by a client."""
     return not is_client_side(trace) and (trace.iterations is None or known is not None)
@@ -347,101 +368,45 @@ def _simulated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> Simu
     return SimulatedRun(trace, deployment.config, own.only(space.chosen).features, known)
 
 
-class _Evidence:
-    """How well equations and simulated latencies tell the coefficients."""
-
-    def __init__(
-        self,
-        space: CoefficientSpace,
-        equations: Equations,
-        values: Floats,
-        strength: float,
-        latencies: Fitted | None,
-    ) -> None:
-        self.space, self.values = space, values
-        self.weight = min(strength, 1.0)
-        # A prior that weighs more than 1 is data that weigh less: its own spread stays what it is.
-        self.groups = [_equation_rows(space, equations, values, max(strength, 1.0))] if len(equations) else []
-        bread = self._precision([1.0] * len(self.groups))
-        honest = bread
-        if latencies is not None:
-            self.groups.append((latencies.rows * space.spread, latencies.residuals, slice(None)))
-            ones = [1.0] * len(self.groups)
-            bread = self._precision(ones)
-            # Latencies of one run err together: they are fewer than they look.
-            honest = self._precision([*ones[:-1], 1 / going_together(latencies.residuals)])
-        self.covariance = np.linalg.inv(honest)
-        pushes = [(rows, residuals) for rows, residuals, _ in self.groups]
-        self.deviation = deviations(pushes, np.linalg.inv(bread), self.covariance) * space.spread
-
-    def _precision(self, weights: Sequence[float]) -> Floats:
-        found: Floats = self.weight * np.eye(len(self.space.names))
-        for (rows, _, inside), weight in zip(self.groups, weights, strict=True):
-            found = found + weight * rows[inside].T @ rows[inside]
-        return found
-
-    def coefficients(self) -> list[FittedCoefficient]:
-        space, bound = self.space, 1.96 * self.deviation
-        before = space.spread / np.sqrt(self.weight)
-        after = np.sqrt(np.diag(self.covariance)) * space.spread
-        return [
-            FittedCoefficient(
-                name,
-                float(value),
-                (float(max(space.least[place], value - bound[place])), float(value + bound[place])),
-                float(space.prior[place]),
-                bool(after[place] <= IDENTIFIED * before[place]),
-            )
-            for place, (name, value) in enumerate(zip(space.names, self.values, strict=True))
-        ]
-
-    def singular_values(self) -> list[float]:
-        rows = np.vstack([rows[inside] for rows, _, inside in self.groups])
-        return [float(one) for one in np.linalg.svd(rows, compute_uv=False)]
-
-    def correlated(self) -> list[tuple[str, str, float]]:
-        scale = np.sqrt(np.diag(self.covariance))
-        correlation = self.covariance / np.outer(scale, scale)
-        names = self.space.names
-        return [
-            (names[left], names[right], float(correlation[left, right]))
-            for left in range(len(names))
-            for right in range(left)
-            if abs(correlation[left, right]) > CORRELATED
-        ]
-
-
-def _equation_rows(
-    space: CoefficientSpace, equations: Equations, values: Floats, temper: float
-) -> tuple[Floats, Floats, Any]:
-    """Rows and residuals of the equations, in units of prior spread and of noise, and which of them tell slopes."""
-    base = equations.weights
-    off = (equations.features @ values - equations.seconds) * base
-    noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
-    robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off), 1e-15)))
-    scale = base * robust / (noise * np.sqrt(temper))
-    # Equations beyond Huber's bend pull with constant force: they tell nothing of the slope.
-    return equations.features * space.spread * scale[:, None], off / base * scale, robust >= 1
-
-
-def _what_was_seen(seen: Sequence[tuple[Batch, int]], coefficients: Sequence[FittedCoefficient]) -> list[str]:
-    """Say what was not identified, what the run held, and what to record."""
+def _what_was_seen(
+    seen: Sequence[tuple[Batch, int]], prompts: Floats, coefficients: Sequence[FittedCoefficient]
+) -> list[str]:
+    """Say what was not identified, what the runs held alike, and what to add to change that."""
     missing = [one.name for one in coefficients if not one.identified]
     if not missing or not seen:
         return []
     steps = [count for _, count in seen]
+    iterations = sum(steps)
     sequences = np.repeat([batch.num_seqs for batch, _ in seen], steps)
+    contexts = np.array([context for batch, _ in seen for context in batch.decode_contexts])
     prefills = sum(count for batch, count in seen if batch.prefills)
-    low, high = np.percentile(sequences, [5, 95])
-    sentence = (
-        f"not identified, so kept near the base profile: {', '.join(missing)}; batches held {low:.0f} to {high:.0f} "
-        f"sequences, {prefills} of {sum(steps)} iterations computed prompts"
+    advice = [
+        _alike("all batches are of size {}", sequences, 8, "add a run at a low rate", "add a run at a high rate"),
+        _alike("every prompt is {} tokens", prompts, 256, "add short ones", "add long ones"),
+        _alike("all contexts are {} tokens", contexts, 256, "add short requests", "add long requests"),
+        f"only {prefills} of {iterations} iterations computed prompts: add a run with more" if prefills < 30 else "",
+    ]
+    said = "; ".join(one for one in advice if one) or (
+        f"batches held {_ends(sequences)} sequences, {prefills} of {iterations} iterations computed prompts: --plan "
+        "says which run would tell more"
     )
-    if low > 0.5 * high:
-        sentence += "; record a run at a low rate, with batches of few sequences"
-    elif prefills < 30:
-        sentence += "; record a run with more prompts"
-    return [sentence]
+    return [f"not identified, so kept near the base profile: {', '.join(missing)}; {said}"]
+
+
+def _alike(what: str, values: Any, few: float, less: str, more: str) -> str:
+    """Say that values are all alike, if they are, and whether to add smaller ones: if these are more than a few."""
+    if not values.size:
+        return ""
+    low, high = np.percentile(values, [5, 95])
+    if low <= ALIKE * high:
+        return ""
+    return f"{what.format(_ends(values))}: {less if low > few else more}"
+
+
+def _ends(values: Any) -> str:
+    """What nearly all values lie between, in words."""
+    low, high = (f"{one:,.0f}" for one in np.percentile(values, [5, 95]))
+    return low if low == high else f"{low} to {high}"
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:

@@ -58,12 +58,14 @@ class Fitted:
     """Coefficients, and what the loss looks like there.
 
     ``rows`` (n, coefficients) and ``residuals`` (n,) are those of the latencies, robust weights applied, run by run in
-    order of arrival; ``simulations`` were needed.
+    order of arrival; ``place`` (n,) is the place of the run among those given plus the share of it that had arrived;
+    ``simulations`` were needed.
     """
 
     values: Floats
     rows: Floats
     residuals: Floats
+    place: Floats
     simulations: int
 
 
@@ -133,7 +135,8 @@ def refine(
         if not decode_first and began - loss < SMALL_GAIN * began:
             break
     rows, residuals = problem.latency_rows(found)
-    return Fitted(values, rows, residuals, sum(run.simulations for run in runs))
+    place = np.concatenate([number + one.shares for number, one in enumerate(found)])
+    return Fitted(values, rows, residuals, place, sum(run.simulations for run in runs))
 
 
 class _Problem:

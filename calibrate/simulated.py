@@ -37,12 +37,14 @@ SHORTEST_DECODE = 0.02
 class Residuals:
     """``(predicted - measured) / scale`` of each latency that was measured, and its derivatives.
 
-    ``values`` has shape (n,), ``jacobian`` (n, coefficients); ``kinds`` are places in ``LATENCIES``.
+    ``values`` has shape (n,), ``jacobian`` (n, coefficients); ``kinds`` are places in ``LATENCIES``; ``shares`` say
+    what share of the run's requests had arrived before.
     """
 
     values: Floats
     jacobian: Floats
     kinds: npt.NDArray[np.signedinteger[Any]]
+    shares: Floats
 
 
 class SimulatedRun:
@@ -87,6 +89,8 @@ class SimulatedRun:
             raise InputError(f"{trace.name}: no request that may be fitted has a first or a last token")
         least = np.array([SHORTEST_TTFT, SHORTEST_TTFT, SHORTEST_DECODE])[:, None]
         self.scale = np.maximum(np.where(np.isnan(self.measured), 1.0, self.measured), least)
+        ranks = np.argsort(np.argsort([one.arrival for one in self.requests], kind="stable"))
+        self.shares = (ranks + 0.5) / len(ranks)
         self.simulations = 0
 
     @property
@@ -103,7 +107,7 @@ class SimulatedRun:
             If the engine cannot serve the requests.
         """
         self.simulations += 1
-        model = _Priced(self.features, coefficients)
+        model = Priced(self.features, coefficients)
         engine = Engine(self.config, model)
         sums = _Sums(model)
         try:
@@ -118,14 +122,16 @@ class SimulatedRun:
         slopes = np.array([at_first, at_last, at_last - at_first])
         there = np.isfinite(self.measured) & np.isfinite(predicted)
         scale = self.scale[there]
+        kinds, requests = np.nonzero(there)
         return Residuals(
             (predicted - np.nan_to_num(self.measured))[there] / scale,
             slopes[there] / scale[:, None],
-            np.nonzero(there)[0],
+            kinds,
+            self.shares[requests],
         )
 
 
-class _Priced:
+class Priced:
     """An accelerator model whose components are the coefficients times their features."""
 
     def __init__(self, features: Callable[[Batch], Floats], coefficients: Floats) -> None:
@@ -142,7 +148,7 @@ class _Priced:
 class _Sums:
     """Ends of all iterations, and the sums of features since the engine last was idle."""
 
-    def __init__(self, model: _Priced) -> None:
+    def __init__(self, model: Priced) -> None:
         self._model = model
         self._ends: list[int] = []
         self._sums: list[Floats] = []

@@ -23,11 +23,12 @@ WITHOUT_PHYSICS = ("linear", "regression")
 
 
 class Coefficient(BaseModel):
-    """A factor on one component: its value and, where it was fitted, how sure that is."""
+    """A factor on one component: its value and, where it was fitted, how sure that is; the wider interval is honest."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     value: NonNegativeFloat = 1.0
     ci95: tuple[float, float] | None = None
+    ci95_bootstrap: tuple[float, float] | None = None
     prior: float | None = None
     identified: bool | None = None
 

@@ -13,11 +13,13 @@ from typing import Any
 import click
 import numpy as np
 
-from calibrate.cli.options import arrivals_of, load_traces, render_text, write_output
+from calibrate.bootstrap import LEAST_RESAMPLES, SEED, Bootstrap, bootstrap
+from calibrate.cli.options import arrivals_of, load_traces, progress, render_text, write_output
 from calibrate.errors import BATCH_METRICS
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from calibrate.learners import learner_for
+from calibrate.plan import SIMULATIONS, Plan, plan
 from calibrate.space import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, call_units
 from profiles.deployment import resolve
 from profiles.profile import Accelerator, Call, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
@@ -28,6 +30,8 @@ from simulator.accelerators.linear import Linear
 
 SCHEMA = "servecal.fit/1"
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"} | {name: name.replace("_", " ") for name in BATCH_METRICS}
+PROPOSALS = 4
+"""Runs of a plan that are shown."""
 
 
 @click.command("fit")
@@ -74,6 +78,26 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"} | {name: name.replace("_"
     show_default=True,
     help="Impose the measured cold start of a run that was not warmed up, where errors are told.",
 )
+@click.option(
+    "--bootstrap",
+    "resamples",
+    type=click.IntRange(min=LEAST_RESAMPLES),
+    metavar="N",
+    help="Also tell intervals from N resamples over arrival time, e.g. 200.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes for the bootstrap; it tells the same with any number.",
+)
+@click.option(
+    "--plan",
+    "planned",
+    is_flag=True,
+    help="Also say which further run would tell most for the time it takes; needs no -o.",
+)
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(
     traces: tuple[str, ...],
@@ -87,6 +111,9 @@ def command(
     strength: float | None,
     arrivals: tuple[str, ...],
     cold_start: bool,
+    resamples: int | None,
+    jobs: int,
+    planned: bool,
     style: str,
 ) -> None:
     """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, token times of clients, or batches.
@@ -96,11 +123,13 @@ def command(
     if bases:
         if base is not None or target is not None:
             raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
+        if resamples is not None or planned:
+            raise click.UsageError("--bootstrap and --plan are of one fit: leave them out with --compare")
         from calibrate.cli.fit_compare import compare
 
         compare(traces, bases, holdout or "time:0.5", settings, model, assume_defaults, strength, style)
         return
-    if base is None or target is None:
+    if base is None or (target is None and not planned):
         raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
     loaded = load_profile(base)
@@ -115,19 +144,24 @@ def command(
     everything = [np.ones(len(trace), dtype=bool) for trace, _ in runs]
     in_sample = mean_errors(score(runs, fit, everything, cold_start))
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
+    resampled = _resampled(fit, resamples, jobs) if resamples else None
+    proposed = _planned(fit, runs) if planned else None
     document = {
         "schema": SCHEMA,
         "traces": [{"name": trace.name, "digest": trace.digest()} for trace, _ in runs],
         "base": {"name": loaded.profile.name, "digest": loaded.digest},
         "coefficients": {
             one.name: {"value": one.value, "ci95": list(one.ci95), "prior": one.prior, "identified": one.identified}
+            | ({"ci95_bootstrap": list(resampled.ci95[one.name])} if resampled else {})
             for one in fit.coefficients_
         },
         "identifiability": {
             "singular_values": fit.singular_values_,
             "correlated": [list(pair) for pair in fit.correlated_],
-            "sentences": fit.sentences_,
+            "sentences": fit.sentences_ + (resampled.sentences if resampled else []),
         },
+        "bootstrap": resampled and {"resamples": len(resampled.values), "seed": SEED},
+        "plan": proposed and proposed.as_dict(runs[0][0].meta.get("model")),
         "front_end": None if fit.front_end_ is None else asdict(fit.front_end_),
         "warnings": fit.warnings_,
         "equations": fit.equations_,
@@ -140,13 +174,10 @@ def command(
         "notes": notes,
         "conflicts": sorted({line for _, deployment in runs for line in deployment.conflicts}),
         "seconds": round(time.monotonic() - begun, 3),
-        "profile": str(target),
+        "profile": None if target is None else str(target),
     }
-    stem = target.name.removesuffix(".yaml").removesuffix(".yml")
-    profile, files = fit.written(_profile(loaded, runs, fit, document, target), stem)
-    for name, content in files.items():
-        write_output(content, target.parent / name)
-    write_output(profile.to_yaml(), target)
+    if target is not None:
+        _write(loaded, runs, fit, document, target)
     if style == "json":
         click.echo(json.dumps(document, indent=1))
         return
@@ -162,6 +193,25 @@ def _served(traces: list[Trace], notes: list[str]) -> list[Trace]:
         return traces
     notes.append(f"left out, as no batch was served: {', '.join(empty)}")
     return [one for one in traces if one.name not in empty]
+
+
+def _resampled(fit: ProfileFit, resamples: int, jobs: int) -> Bootstrap:
+    with progress(resamples, "resamples") as advance:
+        return bootstrap(fit, resamples, jobs=jobs, progress=advance)
+
+
+def _planned(fit: ProfileFit, runs: list[Run]) -> Plan:
+    """A plan for the engine of the first trace."""
+    with progress(SIMULATIONS, "simulations") as advance:
+        return plan(fit, *runs[0], progress=advance)
+
+
+def _write(loaded: LoadedProfile, runs: list[Run], fit: ProfileFit, document: dict[str, Any], target: Path) -> None:
+    stem = target.name.removesuffix(".yaml").removesuffix(".yml")
+    profile, files = fit.written(_profile(loaded, runs, fit, document, target), stem)
+    for name, content in files.items():
+        write_output(content, target.parent / name)
+    write_output(profile.to_yaml(), target)
 
 
 def _profile(
@@ -196,6 +246,7 @@ def _profile(
             one.name: Coefficient(
                 value=_short(one.value),
                 ci95=(_short(one.ci95[0]), _short(one.ci95[1])),
+                ci95_bootstrap=_interval(document["coefficients"][one.name].get("ci95_bootstrap")),
                 prior=_short(one.prior),
                 identified=one.identified,
             )
@@ -237,19 +288,27 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def _interval(found: list[float] | None) -> tuple[float, float] | None:
+    return None if found is None else (_short(found[0]), _short(found[1]))
+
+
 def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for column in ("coefficient", "value", "95 % interval", "base", ""):
+    resampled = ["by bootstrap"] if document["bootstrap"] else []
+    for column in ("coefficient", "value", "95 % interval", *resampled, "base", ""):
         table.add_column(column, justify="left" if column in ("coefficient", "") else "right", no_wrap=True)
     for one in fit.coefficients_:
+        intervals = [
+            document["coefficients"][one.name][key] for key in ("ci95", "ci95_bootstrap")[: 1 + len(resampled)]
+        ]
         table.add_row(
             one.name,
             f"{one.value:.3f}",
-            f"{one.ci95[0]:.3f} to {one.ci95[1]:.3f}",
+            *(f"{low:.3f} to {high:.3f}" for low, high in intervals),
             f"{one.prior:.3f}",
             "" if one.identified else "not identified",
         )
@@ -286,8 +345,32 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
     parts += [Text(f"warning: {line}") for line in fit.warnings_]
-    parts += [Text(f"note: {line}") for line in fit.sentences_]
+    parts += [Text(f"note: {line}") for line in document["identifiability"]["sentences"]]
     parts += [Text(f"note: {line}") for line in document["notes"]]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
-    parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))
+    if document["plan"]:
+        parts += [Text(), *_proposals(document["plan"]), Text()]
+    where = f"written to {document['profile']}" if document["profile"] else "no profile written (no -o)"
+    parts.append(Text(f"{where} in {document['seconds']:.1f} s"))
     return Group(*parts)
+
+
+def _proposals(proposed: dict[str, Any]) -> list[Any]:
+    """The best runs to record next as a table, and how to send the best one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = proposed["runs"][:PROPOSALS]
+    if not shown:
+        return [Text(f"plan: {proposed['sentence']}")]
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for column in ("run to record next", "time", "predictions", "95 % interval it narrows most"):
+        table.add_column(column, justify="right" if column in ("time", "predictions") else "left")
+    for one in shown:
+        names = one["tells"][:3]
+        narrowed = (
+            f"{name} +-{one['half_widths'][name][0]:.2g} -> {one['half_widths'][name][1]:.2g}" for name in names
+        )
+        errors = f"+-{100 * proposed['prediction_error']:.2g} -> {100 * one['prediction_error']:.2g} %"
+        table.add_row(one["recipe"], f"{one['seconds']:.0f} s", errors, ", ".join(narrowed) or "-")
+    return [table, Text(), Text(f"plan: {proposed['sentence']}"), Text(f"  {shown[0]['command']}")]
