@@ -34,7 +34,7 @@ LEAST_RESAMPLES = 40
 """Fewer say nothing of the 2.5 % at either end."""
 FINE = 8
 """Starts of blocks lie on a grid of this many a block."""
-AT_ONCE = 10
+AT_ONCE = 25
 """Resamples in one task."""
 WIDER = 2.0
 """The bootstrap's interval is remarkable if it is this many times as wide as the Jacobian's."""

@@ -22,6 +22,7 @@ from calibrate.learners import learner_for
 from calibrate.plan import SIMULATIONS, Plan, plan
 from calibrate.space import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, call_units
 from profiles.deployment import resolve
+from profiles.errors import InputError
 from profiles.profile import Accelerator, Call, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
 from replay.run import facts_of
 from replay.trace import Trace
@@ -145,7 +146,7 @@ def command(
     in_sample = mean_errors(score(runs, fit, everything, cold_start))
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
     resampled = _resampled(fit, resamples, jobs) if resamples else None
-    proposed = _planned(fit, runs) if planned else None
+    proposed, unplanned = _planned(fit, runs) if planned else (None, [])
     document = {
         "schema": SCHEMA,
         "traces": [{"name": trace.name, "digest": trace.digest()} for trace, _ in runs],
@@ -163,7 +164,7 @@ def command(
         "bootstrap": resampled and {"resamples": len(resampled.values), "seed": SEED},
         "plan": proposed and proposed.as_dict(runs[0][0].meta.get("model")),
         "front_end": None if fit.front_end_ is None else asdict(fit.front_end_),
-        "warnings": fit.warnings_,
+        "warnings": fit.warnings_ + unplanned,
         "equations": fit.equations_,
         "iterations": fit.iterations_,
         "misplaced": fit.misplaced_,
@@ -200,10 +201,13 @@ def _resampled(fit: ProfileFit, resamples: int, jobs: int) -> Bootstrap:
         return bootstrap(fit, resamples, jobs=jobs, progress=advance)
 
 
-def _planned(fit: ProfileFit, runs: list[Run]) -> Plan:
-    """A plan for the engine of the first trace."""
-    with progress(SIMULATIONS, "simulations") as advance:
-        return plan(fit, *runs[0], progress=advance)
+def _planned(fit: ProfileFit, runs: list[Run]) -> tuple[Plan | None, list[str]]:
+    """A plan for the engine of the first trace, or why there is none: a fit is not lost for that."""
+    try:
+        with progress(SIMULATIONS, "simulations") as advance:
+            return plan(fit, *runs[0], progress=advance), []
+    except InputError as error:
+        return None, [str(error)]
 
 
 def _write(loaded: LoadedProfile, runs: list[Run], fit: ProfileFit, document: dict[str, Any], target: Path) -> None:
@@ -344,7 +348,7 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     )
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
-    parts += [Text(f"warning: {line}") for line in fit.warnings_]
+    parts += [Text(f"warning: {line}") for line in document["warnings"]]
     parts += [Text(f"note: {line}") for line in document["identifiability"]["sentences"]]
     parts += [Text(f"note: {line}") for line in document["notes"]]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
