@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.inference import warm_up_requests
 from profiles.errors import InputError
 from replay.cold_start import find_cold_start
 from replay.run import replayable
@@ -38,11 +39,13 @@ class Residuals:
     """``(predicted - measured) / scale`` of each latency that was measured, and its derivatives.
 
     ``values`` has shape (n,), ``jacobian`` (n, coefficients); ``kinds`` are places in ``LATENCIES``.
+    ``predicted`` (latencies, requests) are all in seconds, NaN where there is none.
     """
 
     values: Floats
     jacobian: Floats
     kinds: npt.NDArray[np.signedinteger[Any]]
+    predicted: Floats
 
 
 class SimulatedRun:
@@ -73,6 +76,7 @@ class SimulatedRun:
     ) -> None:
         self.trace, self.config, self.features = trace, config, features
         rows, self.requests = replayable(trace, config)
+        self.rows = rows
         counts = (trace.statuses == "ok")[rows]
         if known is not None:
             counts &= known[rows]
@@ -122,7 +126,15 @@ class SimulatedRun:
             (predicted - np.nan_to_num(self.measured))[there] / scale,
             slopes[there] / scale[:, None],
             np.nonzero(there)[0],
+            predicted,
         )
+
+    def leave_out_warm_up(self, coefficients: Floats) -> list[int]:
+        """Count the latencies of the run's anomalous first requests no longer; return their rows of the trace."""
+        arrival = np.array([request.arrival for request in self.requests])
+        odd = warm_up_requests(arrival, self.measured, self.residuals(coefficients).predicted)
+        self.measured[:, odd] = np.nan
+        return [self.rows[place] for place in odd]
 
 
 class _Priced:

@@ -16,11 +16,11 @@ import numpy as np
 from calibrate.cli.options import arrivals_of, load_trace, render_text, write_output
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
+from calibrate.inference import resolved
 from calibrate.learners import learner_for
+from calibrate.sanity import refuse_nonsense
 from calibrate.space import HOST_UNITS, LINEAR_UNITS
-from profiles.deployment import resolve
 from profiles.profile import Accelerator, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
-from replay.run import facts_of
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
 
@@ -100,9 +100,11 @@ def command(
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
+    doubts: list[str] = []
     for name, choice in zip(traces, arrivals_of(traces, arrivals), strict=True):
         trace = load_trace(name, choice)
-        deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
+        deployment = resolved(loaded, trace, settings=settings, model=model, assume_defaults=assume_defaults)
+        doubts += refuse_nonsense(trace, deployment)
         runs.append((trace, deployment))
     held = hold_out(runs, holdout, strength, cold_start) if holdout else []
     fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
@@ -123,7 +125,8 @@ def command(
             "sentences": fit.sentences_,
         },
         "front_end": None if fit.front_end_ is None else asdict(fit.front_end_),
-        "warnings": fit.warnings_,
+        "warnings": [*doubts, *fit.warnings_],
+        "findings": [asdict(one) for one in fit.findings_],
         "equations": fit.equations_,
         "iterations": fit.iterations_,
         "misplaced": fit.misplaced_,
@@ -194,6 +197,7 @@ def _profile(
             "traces": document["traces"],
             "engine_versions": versions,
             "equations": fit.equations_,
+            "inferred": {one.name: one.value for one in fit.findings_ if one.source not in ("stated", "assumed")},
             "mape": metrics,
             "servecal": version("servecal"),
         },
@@ -262,7 +266,8 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     )
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
-    parts += [Text(f"warning: {line}") for line in fit.warnings_]
+    parts += [Text(f"warning: {line}") for line in document["warnings"]]
+    parts += [Text(f"inferred: {one.sentence}") for one in fit.findings_ if one.source != "stated"]
     parts += [Text(f"note: {line}") for line in fit.sentences_]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
     parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))
