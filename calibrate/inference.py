@@ -292,7 +292,7 @@ def warm_up_finding(trace: Trace, rows: Sequence[int]) -> Finding:
     ids = [trace.ids[row] for row in rows]
     shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
     sentence = (
-        f"warm_up: besides the first request, {len(ids)} that followed took far longer than the fit predicts ({shown}), "
-        "as while kernels are compiled or loaded; their latencies were not fitted"
+        f"warm_up: besides the first request, {len(ids)} that followed took far longer than the fit predicts "
+        f"({shown}), as while kernels are compiled or loaded; their latencies were not fitted"
     )
     return Finding("warm_up", ids, "latencies", sentence, trace.name)

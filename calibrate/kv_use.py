@@ -87,7 +87,8 @@ class KVUse:
         self.until = float(np.nanmin(unknown)) if np.isfinite(unknown).any() else np.inf
         self.usable = usable
         both = usable & (self.output > 1)
-        self.step = float(np.median(((self.last - self.first) / (self.output - 1))[both])) if both.any() else np.nan
+        decode = (self.last - self.first)[both] / (self.output - 1)[both]
+        self.step = float(np.median(decode)) if both.any() else np.nan
         self.shared = self._shared_blocks() if config.enable_prefix_caching else {}
 
     def _shared_blocks(self) -> dict[int, npt.NDArray[np.int64]]:

@@ -154,8 +154,8 @@ def _late_client(trace: Trace) -> list[str]:
         return []
     return [
         f"the client fell behind its plan: the last tenth of the requests were sent {end - begin:.1f} s later than "
-        f"planned (over {span:.0f} s): it was saturated, or its concurrency limited; the load was lower than the nominal "
-        "one, and fits hold for the arrivals as measured"
+        f"planned (over {span:.0f} s): it was saturated, or its concurrency limited; the load was lower than the "
+        "nominal one, and fits hold for the arrivals as measured"
     ]
 
 
@@ -273,7 +273,7 @@ def _refuse_faster_than_datasheet(trace: Trace, deployment: Deployment) -> list[
     decoding = np.flatnonzero((trace.statuses == "ok") & (output > 1) & (last >= first))
     parts = [roofline.step(Batch([], [int(prompt[row])])) for row in decoding]
     shortest = np.array([sum(one[number] for number in reads) for one in parts])
-    measured = ((last - first) / (output - 1))[decoding]
+    measured = (last - first)[decoding] / (output - 1)[decoding]
     warnings: list[str] = []
     if decoding.size:
         breaks = measured < FASTER * shortest

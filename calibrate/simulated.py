@@ -130,7 +130,12 @@ class SimulatedRun:
         )
 
     def leave_out_warm_up(self, coefficients: Floats) -> list[int]:
-        """Count the latencies of the run's anomalous first requests no longer; return their rows of the trace."""
+        """Count the latencies of the run's anomalous first requests no longer; return their rows of the trace.
+
+        None where the trace says that the engine was warm.
+        """
+        if self.trace.meta.get("warmed_up") is True:
+            return []
         arrival = np.array([request.arrival for request in self.requests])
         odd = warm_up_requests(arrival, self.measured, self.residuals(coefficients).predicted)
         self.measured[:, odd] = np.nan
