@@ -251,8 +251,8 @@ class ProfileFit:
                 )
             raise InputError(
                 f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: {where}; "
-                "check the engine arguments (max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling), and that "
-                "all stamps are of the engine's clock"
+                "check the engine arguments (max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling) "
+                "and that all stamps are of the engine's clock"
             )
         self.misplaced_ += found.misplaced
         return found.spans()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.kv_use import UNCERTAIN, KVUse
+from calibrate.reconstruction import RESOLUTION
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.trace import REQUEST_CLOCK, Trace
@@ -36,6 +37,9 @@ MOST_LOOKS = 10
 """Iterations that can end before an engine, which looks for arrivals after each, takes a request in."""
 MIXED = 0.01
 """Share of requests taken in later than that, from which clocks are mixed."""
+FEWEST_SHARED = 15
+"""Stamps that requests should share by chance, from which sharing hardly any tells that they were not the engine's."""
+MOST_SMEARED = 0.1
 LATE = 0.05
 """Lateness of an open loop against its plan, as a share of the run, from which its client counts as saturated."""
 LEAST_LATE = 0.5
@@ -62,6 +66,7 @@ def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
     warnings = _refuse_few(trace)
     if trace.clock != REQUEST_CLOCK:
         warnings += _refuse_mixed_clocks(trace)
+        _refuse_smeared_stamps(trace)
         warnings += _late_client(trace)
     _refuse_odd_iterations(trace, deployment)
     warnings += _refuse_broken_arguments(trace, deployment)
@@ -137,6 +142,25 @@ def _refuse_mixed_clocks(trace: Trace) -> list[str]:
                 "drift apart, or the front end fell behind"
             )
     return warnings
+
+
+def _refuse_smeared_stamps(trace: Trace) -> None:
+    """Tokens of one iteration carry one stamp, so n stamps on N iterations share n^2 / 2N by chance."""
+    if trace.iterations is not None or not trace.has("scheduled"):
+        return
+    first, last, output = (trace.column(name) for name in ("first_token", "last_token", "output_tokens"))
+    there = (output > 1) & (last > first) & ~np.isnan(trace.column("scheduled"))
+    if not there.any():
+        return
+    stamps = np.sort(np.concatenate([first[there], last[there]]))
+    iterations = (stamps[-1] - stamps[0]) / float(np.median((last - first)[there] / (output - 1)[there]))
+    expected = stamps.size**2 / (2 * max(iterations, 1.0))
+    shared = int(np.count_nonzero(np.diff(stamps) < RESOLUTION))
+    if expected >= FEWEST_SHARED and shared < MOST_SMEARED * expected:
+        raise InputError(
+            f"{trace.name}: {shared} pairs of first and last tokens carry the same stamp, about {expected:.0f} should: "
+            "the stamps are not the engine's, once an iteration, or they are of several clocks"
+        )
 
 
 def _late_client(trace: Trace) -> list[str]:
@@ -228,7 +252,7 @@ def _refuse_too_many_at_once(trace: Trace, deployment: Deployment) -> list[str]:
     if most > config.max_num_seqs:
         line = (
             f"{most} requests ran at once by their stamps, engine.max_num_seqs is {config.max_num_seqs}: that is not "
-            "the run's argument"
+            "the run's argument, or the stamps are of several clocks"
         )
         if not (evicted and full):
             raise InputError(f"{trace.name}: {line}")
