@@ -22,8 +22,15 @@ from calibrate.client_schedule import is_client_side, reconstruct_client_side
 from calibrate.evidence import Evidence
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
 from calibrate.gauss_newton import Fitted, LinearRows, Prior, best_start, refine
+from calibrate.inference import Finding, infer_blocks, infer_scheduling, warm_up_finding
 from calibrate.least_squares import SYSTEMATIC, best_strength, solve, systematic
-from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
+from calibrate.reconstruction import (
+    NotRecoverable,
+    Reconstruction,
+    StepSeconds,
+    reconstruct,
+    spans_of_recording,
+)
 from calibrate.simulated import SimulatedRun
 from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
 from profiles.deployment import Deployment
@@ -33,6 +40,7 @@ from replay.run import replay
 from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.batch import Batch
+from simulator.engine_config import EngineConfig
 
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.bool_]
@@ -90,8 +98,10 @@ class ProfileFit:
         The way between client and engine, where runs were measured at the client and tell it.
     warnings_ : list of str
         What of the traces makes the fit less sure, or could not be used as it should, and what was done instead.
+    findings_ : list of Finding
+        What the logs lacked and the runs told (``calibrate.inference``).
     domain_ : dict
-        Range of sequences, tokens and contexts in the fitted iterations.
+        Range of sequences, tokens and contexts in the fitted iterations, and of the fitted requests' prompt lengths.
     spans_ : list of (list of Batch, float)
         What was fitted: the iterations between two measured ends, and the seconds between those.
     evidence_ : Evidence
@@ -115,6 +125,9 @@ class ProfileFit:
     front_end_: FittedFrontEnd | None = field(default=None, init=False)
     warnings_: list[str] = field(default_factory=list, init=False)
     evidence_: Evidence | None = field(default=None, init=False, repr=False)
+    findings_: list[Finding] = field(default_factory=list, init=False)
+    _inferred: dict[EngineConfig, EngineConfig] = field(default_factory=dict, init=False, repr=False)
+    _schedules: dict[tuple[int, EngineConfig], Reconstruction] = field(default_factory=dict, init=False, repr=False)
     _bounds: list[Bounds] = field(default_factory=list, init=False, repr=False)
     _simulated: list[int] = field(default_factory=list, init=False, repr=False)
     _place: Floats = field(default_factory=lambda: np.empty(0), init=False, repr=False)
@@ -138,7 +151,7 @@ class ProfileFit:
         seen: list[tuple[Batch, int]] = []
         numbers: list[int] = []
         simulated: list[int] = []
-        for number, run in enumerate(runs):
+        for number, run in enumerate(map(self._with_inferred, runs)):
             own = CoefficientSpace(run[1])
             if run[0].batches is not None:
                 equations, inside = self._from_batches(own, *run)
@@ -172,7 +185,7 @@ class ProfileFit:
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
             )
         self.iterations_, self.equations_ = sum(steps for _, steps in seen), len(equations)
-        self.domain_ = _domain([batch for batch, _ in seen]) if seen else {}
+        self.domain_ = {**(_domain([batch for batch, _ in seen]) if seen else {}), **_prompts(runs)}
         told = _told(space, seen, any(trace.batches is not None for trace, _, _ in runs))
         # What is not learned stays what the base profile says.
         space.spread[~told] = HELD
@@ -191,7 +204,7 @@ class ProfileFit:
 
     def deployment(self, base: Deployment) -> Deployment:
         """Return the deployment with what was learned in force."""
-        learned = with_coefficients(base, self.coefficients_)
+        learned = with_coefficients(replace(base, config=self.inferred(base.config)), self.coefficients_)
         if self.front_end_ is None:
             return learned
         way = FrontEnd(per_request=self.front_end_.per_request, per_prompt_token=self.front_end_.per_prompt_token)
@@ -200,6 +213,44 @@ class ProfileFit:
     def written(self, profile: Profile, stem: str) -> tuple[Profile, dict[str, bytes]]:
         """Return the profile with what was learned, and the files that lie beside it, by name; here there are none."""
         return profile, {}
+
+    def inferred(self, config: EngineConfig) -> EngineConfig:
+        """Return the arguments with what runs that were started with the same arguments told of them."""
+        return self._inferred.get(config, config)
+
+    def _with_inferred(self, run: Run) -> Run:
+        """Tell what nobody said of a run's engine, by the rows that may be used."""
+        trace, stated, known = run
+        deployment, finding = infer_blocks(trace, stated, known)
+        findings: list[Finding | None] = [finding]
+        if not is_client_side(trace):
+            try:
+                deployment, finding_ = infer_scheduling(
+                    trace,
+                    deployment,
+                    known,
+                    lambda config: self._schedule(trace, replace(deployment, config=config), known),
+                )
+                findings.append(finding_)
+            except NotRecoverable:
+                pass  # said where the schedule is needed
+        self.findings_ += [one for one in findings if one is not None]
+        self.warnings_ += [f"{trace.name}: {one.sentence}" for one in findings if one is not None and one.doubt]
+        self._inferred[stated.config] = deployment.config
+        return trace, deployment, known
+
+    def _schedule(self, trace: Trace, deployment: Deployment, known: Rows | None) -> tuple[Reconstruction, StepSeconds]:
+        """The reconstruction of a run from engine stamps, made once for every configuration, and its step times."""
+        key = id(trace), deployment.config
+        space = CoefficientSpace(deployment)
+
+        def refined(found: Reconstruction) -> Any:
+            return space.step_seconds(solve(space, space.equations(found.spans()), 0.01)[0])
+
+        if key not in self._schedules:
+            prior = space.step_seconds(space.prior)
+            self._schedules[key] = reconstruct(trace, deployment.config, prior, refined, known)
+        return self._schedules[key], refined(self._schedules[key])
 
     def _learn_front_end(self) -> None:
         self.front_end_ = fit_front_end(Bounds.of_all(self._bounds))
@@ -242,7 +293,7 @@ class ProfileFit:
             self.warnings_ += client.warnings
             found = client.schedule
         else:
-            found = reconstruct(trace, deployment.config, prior, refined, known)
+            found, _ = self._schedule(trace, deployment, known)
         if found.misplaced > MOST_MISPLACED * len(trace):
             where = f"{found.misplaced} of {len(trace)} first tokens lie elsewhere"
             if replay(trace, deployment, cold_start=False).summary["preemptions"]:
@@ -252,7 +303,8 @@ class ProfileFit:
                 )
             raise InputError(
                 f"{trace.name}: the schedule that its stamps tell is not the engine's by the arguments given: {where}; "
-                "check the engine arguments (max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling)"
+                "check the engine arguments (max_num_seqs, max_num_batched_tokens, num_gpu_blocks, async_scheduling) "
+                "and that all stamps are of the engine's clock"
             )
         self.misplaced_ += found.misplaced
         return found.spans()
@@ -287,15 +339,20 @@ class ProfileFit:
                 raise InputError(f"{count} requests cannot tell {len(space.names)} coefficients; record a longer run")
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
-            latencies = self._numbered(refine(runs, best_start(runs, likely), prior, None, decode_first=True))
+            latencies = refine(runs, best_start(runs, likely), prior, None, decode_first=True)
+            if self._leave_out_warm_up(runs, latencies.values):
+                latencies = refine(runs, latencies.values, prior, None)
+            latencies = self._numbered(latencies)
             values = latencies.values
         else:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
             values = solve(space, equations, self.strength_)[0]
             # Where neighbouring spans err together, the model is wrong somewhere; the loss decides where it may be.
-            if simulate and self.simulates and (not complete or systematic(space, equations) > SYSTEMATIC):
-                latencies = self._refined(space, equations, values, simulate)
-                values = values if latencies is None else latencies.values
+            runs = _that_tell_latencies(space, simulate)
+            self._leave_out_warm_up(runs, values)
+            if runs and self.simulates and (not complete or systematic(space, equations) > SYSTEMATIC):
+                latencies = self._refined(space, equations, values, runs)
+                values = latencies.values
             self.residual_ = float(np.median(np.abs(equations.features @ values / equations.seconds - 1)))
         self.evidence_ = evidence = Evidence(space, equations, values, self.strength_, latencies, self._place)
         self.simulations_ = latencies.simulations if latencies is not None else 0
@@ -307,14 +364,16 @@ class ProfileFit:
             for left, right, value in self.correlated_
         ]
 
+    def _leave_out_warm_up(self, runs: Sequence[SimulatedRun], values: Floats) -> bool:
+        """Leave out what the runs' first requests took longer; whether there is any."""
+        found = [(run.trace, run.leave_out_warm_up(values)) for run in runs]
+        self.findings_ += [warm_up_finding(trace, rows) for trace, rows in found if rows]
+        return any(rows for _, rows in found)
+
     def _refined(
-        self, space: CoefficientSpace, equations: Equations, start: Floats, simulate: Sequence[Simulate]
-    ) -> Fitted | None:
+        self, space: CoefficientSpace, equations: Equations, start: Floats, runs: Sequence[SimulatedRun]
+    ) -> Fitted:
         """Lower the error of simulated latencies from where the equations lead."""
-        try:
-            runs = [one(space) for one in simulate]
-        except InputError:
-            return None  # recorded iterations without requests' stamps
         base = equations.weights
         off = (equations.features @ start - equations.seconds) * base
         noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
@@ -328,6 +387,13 @@ class ProfileFit:
         """The places of latencies, by the runs' numbers among all that are fitted."""
         which, share = np.divmod(fitted.place, 1.0)
         return replace(fitted, place=np.array(self._simulated)[which.astype(int)] + share)
+
+
+def _that_tell_latencies(space: CoefficientSpace, simulate: Sequence[Simulate]) -> list[SimulatedRun]:
+    try:
+        return [one(space) for one in simulate]
+    except InputError:
+        return []  # recorded iterations without requests' stamps
 
 
 def _together(space: CoefficientSpace, parts: Sequence[Equations]) -> Equations:
@@ -407,6 +473,16 @@ def _ends(values: Any) -> str:
     """What nearly all values lie between, in words."""
     low, high = (f"{one:,.0f}" for one in np.percentile(values, [5, 95]))
     return low if low == high else f"{low} to {high}"
+
+
+def _prompts(runs: Sequence[Run]) -> dict[str, Any]:
+    """The range of prompt lengths among the requests that were fitted."""
+    lengths = [
+        trace.column("prompt_tokens")[(trace.statuses == "ok") & (True if known is None else known)]
+        for trace, _, known in runs
+    ]
+    every = np.concatenate(lengths)
+    return {"prompt_tokens": [int(every.min()), int(every.max())]} if every.size else {}
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ RESOLUTION = 1e-6
 """Seconds. Stamps of one iteration are identical in the source; this is what survives the arithmetic since."""
 MOST_ROUNDS = 8
 REPAIRS = 8
+NEAR = 0.3
+"""Share of an iteration within which a schedule call must lie of an end, to count as following it."""
 CROWDED = 1000.0
 """Cost of two stamps of different time in one iteration, which cannot be."""
 
@@ -80,6 +82,16 @@ class Reconstruction:
             if batches and len(batches) == len(inside):
                 found.append((batches, float(seconds)))
         return found
+
+    def ends(self, step_seconds: StepSeconds) -> Floats:
+        """Ends of all iterations from the first stamp to the last, the time between stamps shared as predicted."""
+        ends = [float(self.stamps[0])]
+        for place, seconds in enumerate(np.diff(self.stamps)):
+            inside = self.batches[self.numbers[place] + 1 - self.first : self.numbers[place + 1] + 1 - self.first]
+            times = np.cumsum([step_seconds(batch) if batch is not None else 1e-6 for batch in inside])
+            if times.size:
+                ends += (self.stamps[place] + times * (seconds / times[-1])).tolist()
+        return np.array(ends)
 
 
 def reconstruct(
@@ -127,6 +139,32 @@ def reconstruct(
         numbers = puzzle.number(expected, 0.15 + 0.03 * expected)
     assert best is not None
     return best[1]
+
+
+def first_tokens_in_place(
+    trace: Trace,
+    config: EngineConfig,
+    found: Reconstruction,
+    step_seconds: StepSeconds,
+    known: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Whether the scheduler, called when the stamps say it was, puts first tokens where they came.
+
+    Unlike in a reconstruction nothing is moved until it fits. One value for each known request that was scheduled while
+    others decoded (an idle engine starts at once, whichever way it schedules) and whose stamp clearly lies at the end
+    of one iteration.
+
+    Parameters
+    ----------
+    trace, config, known
+        As of ``reconstruct``.
+    found : Reconstruction
+        Numbers the iterations; those between two stamps end where ``step_seconds`` has them.
+    """
+    puzzle = _Puzzle(trace, config, known)
+    admitted, clear = puzzle.as_called(found, found.ends(step_seconds))
+    driven = drive(config, puzzle.requests, admitted, int(found.numbers[0]), int(found.numbers[-1]))
+    return np.asarray((driven.placed[puzzle.known] == found.numbers[puzzle.first_place])[clear])
 
 
 class _Puzzle:
@@ -309,6 +347,23 @@ class _Puzzle:
             driven, admitted = again, moved
         misplaced = int(np.count_nonzero(driven.placed[self.known] - target))
         return Reconstruction(self.stamps, numbers, driven.first, driven.batches, misplaced, self.quiet)
+
+    def as_called(self, found: Reconstruction, ends: Floats) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Iteration that each request is admitted into by the call that stamped it; for known ones whether it is clear.
+
+        The call follows the end of an iteration at once; ``ends`` are those of all from the first stamp on.
+        """
+        admitted = self._admissions(found.numbers)
+        when = self.scheduled[self.known]
+        place = np.clip(np.searchsorted(self.stamps, when + RESOLUTION, side="right") - 1, -1, self.gaps.size - 1)
+        nearest = np.clip(np.searchsorted(ends, when), 1, ends.size - 1)
+        nearest -= when - ends[nearest - 1] < ends[nearest] - when
+        steps = np.diff(ends)
+        shorter = np.minimum(steps[np.clip(nearest - 1, 0, None)], steps[np.clip(nearest, None, steps.size - 1)])
+        clear = (place >= 0) & ~self.quiet[place] & (np.abs(when - ends[nearest]) < NEAR * shorter)
+        called = nearest + int(found.numbers[0]) + self.depth
+        admitted[self.known] = np.where(clear, called, admitted[self.known])
+        return admitted, clear
 
     def _drive(self, numbers: Ints, admitted: Ints) -> Driven:
         return drive(self.config, self.requests, admitted, int(numbers[0]), int(numbers[-1]))

@@ -211,7 +211,8 @@ class RegressionFit(ProfileFit):
 
     def deployment(self, base: Deployment) -> Deployment:
         """Return the deployment with what was learned in force."""
-        return replace(base, accelerator=WithHost(Regression(self.rates_, self.correction_), HostOverhead(0.0, 0.0)))
+        accelerator = WithHost(Regression(self.rates_, self.correction_), HostOverhead(0.0, 0.0))
+        return replace(base, config=self.inferred(base.config), accelerator=accelerator)
 
     def written(self, profile: Profile, stem: str) -> tuple[Profile, dict[str, bytes]]:
         """Return the profile with what was learned, and the file of its trees."""

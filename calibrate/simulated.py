@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.inference import warm_up_requests
 from profiles.errors import InputError
 from replay.cold_start import find_cold_start
 from replay.run import replayable
@@ -38,13 +39,15 @@ class Residuals:
     """``(predicted - measured) / scale`` of each latency that was measured, and its derivatives.
 
     ``values`` has shape (n,), ``jacobian`` (n, coefficients); ``kinds`` are places in ``LATENCIES``; ``shares`` say
-    what share of the run's requests had arrived before.
+    what share of the run's requests had arrived before. ``predicted`` (latencies, requests) are all in seconds, NaN
+    where there is none.
     """
 
     values: Floats
     jacobian: Floats
     kinds: npt.NDArray[np.signedinteger[Any]]
     shares: Floats
+    predicted: Floats
 
 
 class SimulatedRun:
@@ -75,6 +78,7 @@ class SimulatedRun:
     ) -> None:
         self.trace, self.config, self.features = trace, config, features
         rows, self.requests = replayable(trace, config)
+        self.rows = rows
         counts = (trace.statuses == "ok")[rows]
         if known is not None:
             counts &= known[rows]
@@ -128,7 +132,20 @@ class SimulatedRun:
             slopes[there] / scale[:, None],
             kinds,
             self.shares[requests],
+            predicted,
         )
+
+    def leave_out_warm_up(self, coefficients: Floats) -> list[int]:
+        """Count the latencies of the run's anomalous first requests no longer; return their rows of the trace.
+
+        None where the trace says that the engine was warm.
+        """
+        if self.trace.meta.get("warmed_up") is True:
+            return []
+        arrival = np.array([request.arrival for request in self.requests])
+        odd = warm_up_requests(arrival, self.measured, self.residuals(coefficients).predicted)
+        self.measured[:, odd] = np.nan
+        return [self.rows[place] for place in odd]
 
 
 class Priced:

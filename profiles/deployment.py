@@ -26,6 +26,10 @@ NEEDED = ("max_num_seqs", "max_num_batched_tokens")
 """Engine arguments without which no schedule can be told; vLLM's defaults for them depend on the machine."""
 
 
+class UnknownBlocks(InputError):
+    """Nobody says ``num_gpu_blocks``, and model or hardware lack to estimate it."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a trace says of the deployment that it was measured on.
@@ -256,7 +260,7 @@ def _need(arguments: Mapping[str, Any], version: str | None) -> None:
 
 def _num_gpu_blocks(model: ModelShape | None, hardware: Hardware | None, config: EngineConfig) -> int:
     if model is None or hardware is None:
-        raise InputError(
+        raise UnknownBlocks(
             "neither trace nor profile says num_gpu_blocks, and without model and hardware it cannot be "
             "estimated; give --set engine.num_gpu_blocks=... (vLLM logs 'GPU KV cache size: N tokens')"
         )

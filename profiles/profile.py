@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, field_validator, model_validator
 
 from profiles.errors import InputError
 from profiles.library import library_folder, names
@@ -92,7 +92,8 @@ class Profile(BaseModel):
     """Everything that a replay needs besides the trace.
 
     ``model`` and ``hardware`` are names of the library (a model may also be the path of a ``config.json``);
-    ``engine`` holds arguments by vLLM's names and may hold ``version``.
+    ``engine`` holds arguments by vLLM's names and may hold ``version``. ``domain`` is what a fit has seen, ``[least,
+    most]`` by axis: sequences and tokens of an iteration, context of a decode, prompt_tokens of a request.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -109,6 +110,16 @@ class Profile(BaseModel):
     call: Call | None = None
     domain: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+
+    @field_validator("domain")
+    @classmethod
+    def _ranges(cls, domain: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a range that is not two numbers in order."""
+        for axis, limits in domain.items():
+            numbers = isinstance(limits, list | tuple) and all(isinstance(one, int | float) for one in limits)
+            if not numbers or len(limits) != 2 or not limits[0] <= limits[1]:
+                raise ValueError(f"{axis}: expected [least, most], found {limits!r}")
+        return domain
 
     @model_validator(mode="before")
     @classmethod

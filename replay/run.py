@@ -16,6 +16,7 @@ from profiles.profile import FrontEnd
 from replay.block_hashes import at_block_size
 from replay.clocks import Floats
 from replay.cold_start import find_cold_start
+from replay.domain import DomainWatch
 from replay.trace import BATCHES, ITERATIONS, TIMELINE, Trace, requests_table
 from simulator.engine import NS, Iteration, Simulation
 from simulator.engine_config import EngineConfig
@@ -42,7 +43,8 @@ class Replay:
     """A predicted trace and what the simulation says about itself.
 
     ``summary``: iterations, simulated seconds, busy share of the device, seconds by component, prompt tokens
-    served from the prefix cache, preemptions, requests replayed and left out.
+    served from the prefix cache, preemptions, requests replayed and left out; ``outside_domain`` by axis where requests
+    left what the profile was fitted to (``replay.domain``), None if the profile does not say that.
     """
 
     predicted: Trace
@@ -87,9 +89,13 @@ def replay(
         return _replay_batches(trace, deployment, rows, requests, record_iterations, progress)
     gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
     log = _IterationLog(rows) if record_iterations else None
+    domain = deployment.loaded.profile.domain
+    watch = DomainWatch(domain) if domain else None
 
     def observe(iteration: Iteration) -> None:
         gauges.add(iteration)
+        if watch is not None:
+            watch.add(iteration)
         if log is not None:
             log.add(iteration)
 
@@ -115,7 +121,8 @@ def replay(
         iterations=log.table() if log is not None else None,
         timeline=gauges.at(trace.timeline),
     )
-    return Replay(predicted, _summary(trace, simulation))
+    outside = watch.outside(simulation.served) if watch is not None else None
+    return Replay(predicted, {**_summary(trace, simulation), "outside_domain": outside})
 
 
 def requests_ahead(trace: Trace) -> int:

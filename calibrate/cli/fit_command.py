@@ -18,13 +18,13 @@ from calibrate.cli.options import arrivals_of, load_traces, progress, render_tex
 from calibrate.errors import BATCH_METRICS
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
+from calibrate.inference import resolved
 from calibrate.learners import learner_for
 from calibrate.plan import SIMULATIONS, Plan, plan
+from calibrate.sanity import refuse_nonsense
 from calibrate.space import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, call_units
-from profiles.deployment import resolve
 from profiles.errors import InputError
 from profiles.profile import Accelerator, Call, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
-from replay.run import facts_of
 from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
@@ -136,9 +136,11 @@ def command(
     loaded = load_profile(base)
     runs: list[Run] = []
     notes: list[str] = []
+    doubts: list[str] = []
     chosen = zip(traces, arrivals_of(traces, arrivals), strict=True)
     for trace in _served([trace for name, choice in chosen for trace in load_traces(name, choice)], notes):
-        deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
+        deployment = resolved(loaded, trace, settings=settings, model=model, assume_defaults=assume_defaults)
+        doubts += refuse_nonsense(trace, deployment)
         runs.append((trace, deployment))
     held = hold_out(runs, holdout, strength, cold_start) if holdout else []
     fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
@@ -164,7 +166,8 @@ def command(
         "bootstrap": resampled and {"resamples": len(resampled.values), "seed": SEED},
         "plan": proposed and proposed.as_dict(runs[0][0].meta.get("model")),
         "front_end": None if fit.front_end_ is None else asdict(fit.front_end_),
-        "warnings": fit.warnings_ + unplanned,
+        "warnings": [*doubts, *fit.warnings_, *unplanned],
+        "findings": [asdict(one) for one in fit.findings_],
         "equations": fit.equations_,
         "iterations": fit.iterations_,
         "misplaced": fit.misplaced_,
@@ -266,6 +269,7 @@ def _profile(
             "traces": document["traces"],
             "engine_versions": versions,
             "equations": fit.equations_,
+            "inferred": {one.name: one.value for one in fit.findings_ if one.source not in ("stated", "assumed")},
             "mape": metrics,
             "servecal": version("servecal"),
         },
@@ -349,6 +353,7 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
     parts += [Text(f"warning: {line}") for line in document["warnings"]]
+    parts += [Text(f"inferred: {one.sentence}") for one in fit.findings_ if one.source != "stated"]
     parts += [Text(f"note: {line}") for line in document["identifiability"]["sentences"]]
     parts += [Text(f"note: {line}") for line in document["notes"]]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]

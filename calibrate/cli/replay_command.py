@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from calibrate.cli.options import deploy, keep_trace, load_trace, progress, replay_options
+from replay.domain import outside_sentences
 from replay.run import replay
 
 
@@ -51,5 +52,7 @@ def command(
     )
     for line in deployment.conflicts:
         click.echo(f"conflict: {line}")
+    for line in outside_sentences(summary["outside_domain"]):
+        click.echo(line)
     if deployment.assumed:
         click.echo("assumed: " + ", ".join(f"{name}={value}" for name, value in deployment.assumed.items()))

@@ -7,6 +7,7 @@ from typing import Any
 
 from calibrate.errors import BATCH_METRICS, Comparison
 from profiles.deployment import Deployment
+from replay.domain import outside_sentences
 from replay.run import Replay
 from replay.trace import Trace
 
@@ -48,6 +49,7 @@ class Report:
                 "imposed on the first iteration and the request is not scored (one request cannot tell a cold "
                 "engine from an error of the profile; --no-cold-start replays without)"
             )
+        notes += outside_sentences(self.replay.summary["outside_domain"])
         rejected = self.replay.summary["rejected"]
         if rejected:
             notes.append(f"{rejected} prompts are longer than max_model_len: a vLLM server would refuse them")

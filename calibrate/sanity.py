@@ -1,0 +1,350 @@
+"""What a trace cannot be, whatever the coefficients: fits are refused or warned of before anything is learned.
+
+Refused is what contradicts itself or physics (a run in which nothing was served, stamps of clocks that are not one,
+engine arguments that the run broke, tokens faster than the datasheet allows). Warned of is what only makes a fit less
+sure, or the run another than was planned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrate.kv_use import UNCERTAIN, KVUse
+from calibrate.reconstruction import RESOLUTION
+from profiles.deployment import Deployment
+from profiles.errors import InputError
+from replay.trace import REQUEST_CLOCK, Trace
+from simulator.accelerators.roofline import Roofline
+from simulator.batch import Batch
+from simulator.errors import SimulationError
+
+Floats = npt.NDArray[np.floating[Any]]
+
+FEW = 10
+"""Requests below which a fit is warned of."""
+FAILED = 0.05
+"""Share of failed requests from which their load is missed."""
+JITTER = 1e-3
+"""Seconds by which stamps of one clock may lie the wrong way round: rounding, and who stamps first."""
+MOST_AHEAD = 0.01
+"""Seconds of that from which clocks are two."""
+LONGEST_WAY = 1.0
+"""Seconds from front end to engine that every request took: more is another clock."""
+MOST_LOOKS = 10
+"""Iterations that can end before an engine, which looks for arrivals after each, takes a request in."""
+MIXED = 0.01
+"""Share of requests taken in later than that, from which clocks are mixed."""
+FEWEST_SHARED = 15
+"""Stamps that requests should share by chance, from which sharing hardly any tells that they were not the engine's."""
+MOST_SMEARED = 0.1
+LATE = 0.05
+"""Lateness of an open loop against its plan, as a share of the run, from which its client counts as saturated."""
+LEAST_LATE = 0.5
+"""Seconds of it below which nothing is said."""
+FASTER = 0.98
+"""Share of the datasheet's shortest time below which a run breaks it."""
+MOST_BREAKS = 0.01
+
+
+def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
+    """Return warnings about a trace that is to be fitted.
+
+    Parameters
+    ----------
+    trace : Trace
+    deployment : Deployment
+        Its engine arguments; with model and hardware, datasheet bounds are checked too.
+
+    Raises
+    ------
+    InputError
+        If the trace cannot have come about as it says.
+    """
+    warnings = _refuse_few(trace)
+    if trace.clock != REQUEST_CLOCK:
+        warnings += _refuse_mixed_clocks(trace)
+        _refuse_smeared_stamps(trace)
+        warnings += _late_client(trace)
+    _refuse_odd_iterations(trace, deployment)
+    warnings += _refuse_broken_arguments(trace, deployment)
+    warnings += _refuse_faster_than_datasheet(trace, deployment)
+    return [f"{trace.name}: {line}" for line in warnings]
+
+
+def _refuse_few(trace: Trace) -> list[str]:
+    statuses = trace.statuses
+    served, failed = int(np.count_nonzero(statuses == "ok")), int(np.count_nonzero(statuses == "failed"))
+    if not served:
+        errors = [one for one in trace.requests.column("error").to_pylist() if one]
+        first = f"; the first error: {errors[0].splitlines()[-1][:200]}" if errors else ""
+        kinds = ", ".join(f"{np.count_nonzero(statuses == one)} {one}" for one in sorted(set(statuses.tolist())))
+        raise InputError(f"{trace.name}: no request was served to its end ({kinds}): there is nothing to fit{first}")
+    if served < 2:
+        raise InputError(
+            f"{trace.name}: one request was served; a fit takes many (a hundred or more, at the rate that matters)"
+        )
+    warnings = []
+    if served < FEW:
+        warnings.append(f"only {served} requests were served: coefficients are hardly told")
+    if failed > FAILED * len(trace):
+        warnings.append(
+            f"{failed} of {len(trace)} requests failed and are left out; how long they loaded the engine is unknown"
+        )
+    return warnings
+
+
+def _refuse_mixed_clocks(trace: Trace) -> list[str]:
+    """Stamps of arrivals (front end or client) and of the engine must be of one clock."""
+    arrival, queued = trace.column("arrival"), trace.column("queued")
+    lag = queued - arrival
+    there = ~np.isnan(lag)
+    if not there.any():
+        return []
+    advice = "bring them onto one clock (vLLM stamps arrivals on the wall clock, everything else monotonically)"
+    early = np.where(there, -lag, -np.inf)
+    worst = int(np.argmax(early))
+    if early[worst] > MOST_AHEAD:
+        raise InputError(
+            f"{trace.name}: {np.count_nonzero(early > JITTER)} requests were queued before they arrived, request "
+            f"{trace.ids[worst]!r} by {early[worst]:.3f} s: arrivals and engine stamps are of two clocks; {advice}"
+        )
+    least = float(np.nanmin(lag))
+    if least > LONGEST_WAY:
+        raise InputError(
+            f"{trace.name}: every request was queued {least:.3f} s or more after it arrived: arrivals and engine "
+            f"stamps are of two clocks; {advice}"
+        )
+    ends = np.unique(np.concatenate([trace.column("first_token"), trace.column("last_token")]))
+    ends = ends[~np.isnan(ends)]
+    looks = np.where(there, np.searchsorted(ends, queued) - np.searchsorted(ends, arrival, side="right"), 0)
+    passed_over = looks > MOST_LOOKS
+    if passed_over.sum() > max(1, MIXED * there.sum()):
+        one = int(np.argmax(looks))
+        raise InputError(
+            f"{trace.name}: {int(passed_over.sum())} requests were queued after more than {MOST_LOOKS} iterations had "
+            f"ended since their arrival, request {trace.ids[one]!r} {lag[one]:.3f} s after it; an engine takes "
+            f"arrivals in after every iteration, so clocks are mixed, or the front end was saturated; {advice}"
+        )
+    warnings = []
+    if early[worst] > JITTER:
+        warnings.append(
+            f"requests were queued up to {1e3 * early[worst]:.1f} ms before they arrived: clocks are not exact"
+        )
+    quarters = np.array_split(lag[there][np.argsort(arrival[there], kind="stable")], 4)
+    if there.sum() >= 40:
+        drift = float(quarters[-1].min() - quarters[0].min())
+        if abs(drift) > MOST_AHEAD and abs(drift) > 0.5 * float(np.median(lag[there])):
+            warnings.append(
+                f"the shortest way from arrival to queue moved by {1e3 * drift:.1f} ms over the run: its two clocks "
+                "drift apart, or the front end fell behind"
+            )
+    return warnings
+
+
+def _refuse_smeared_stamps(trace: Trace) -> None:
+    """Tokens of one iteration carry one stamp, so n stamps on N iterations share n^2 / 2N by chance."""
+    if trace.iterations is not None or not trace.has("scheduled"):
+        return
+    first, last, output = (trace.column(name) for name in ("first_token", "last_token", "output_tokens"))
+    there = (output > 1) & (last > first) & ~np.isnan(trace.column("scheduled"))
+    if not there.any():
+        return
+    stamps = np.sort(np.concatenate([first[there], last[there]]))
+    iterations = (stamps[-1] - stamps[0]) / float(np.median((last - first)[there] / (output - 1)[there]))
+    expected = stamps.size**2 / (2 * max(iterations, 1.0))
+    shared = int(np.count_nonzero(np.diff(stamps) < RESOLUTION))
+    if expected >= FEWEST_SHARED and shared < MOST_SMEARED * expected:
+        raise InputError(
+            f"{trace.name}: {shared} pairs of first and last tokens carry the same stamp, about {expected:.0f} should: "
+            "the stamps are not the engine's, once an iteration, or they are of several clocks"
+        )
+
+
+def _late_client(trace: Trace) -> list[str]:
+    """An open loop sends as planned; one that falls behind more and more was too slow for its rate."""
+    planned, sent = trace.column("nominal_arrival"), trace.column("arrival")
+    there = ~(np.isnan(planned) | np.isnan(sent))
+    if there.sum() < FEW:
+        return []
+    order = np.argsort(planned[there], kind="stable")
+    late = (sent - planned)[there][order]
+    tenth = max(1, late.size // 10)
+    begin, end = float(np.median(late[:tenth])), float(np.median(late[-tenth:]))
+    span = float(np.ptp(planned[there]))
+    if end - begin < max(LEAST_LATE, LATE * span):
+        return []
+    return [
+        f"the client fell behind its plan: the last tenth of the requests were sent {end - begin:.1f} s later than "
+        f"planned (over {span:.0f} s): it was saturated, or its concurrency limited; the load was lower than the "
+        "nominal one, and fits hold for the arrivals as measured"
+    ]
+
+
+def _refuse_odd_iterations(trace: Trace, deployment: Deployment) -> None:
+    if trace.iterations is None:
+        return
+    config = deployment.config
+    start, duration = (trace.iterations.column(name).to_numpy() for name in ("start", "duration"))
+    for bad, why in (
+        (~(duration > 0), "lasts no time"),
+        (np.diff(start, prepend=start[:1]) < 0, "begins before the one before it"),
+    ):
+        if bad.any():
+            raise InputError(f"{trace.name}: recorded iteration {int(np.argmax(bad)) + 1} {why}: clocks are mixed")
+    counts = [(len(one), sum(one)) for one in trace.iterations.column("scheduled").to_pylist() if one is not None]
+    sequences, tokens = (max(column, default=0) for column in (zip(*counts, strict=True) if counts else ((), ())))
+    for name, most, allowed in (
+        ("max_num_seqs", sequences, config.max_num_seqs),
+        ("max_num_batched_tokens", tokens, config.token_budget),
+    ):
+        if most > allowed:
+            unit = "requests" if name == "max_num_seqs" else "tokens"
+            raise InputError(
+                f"{trace.name}: a recorded iteration holds {most:,} {unit}, engine.{name} is {allowed:,}: that is not "
+                "the run's argument"
+            )
+
+
+def _refuse_broken_arguments(trace: Trace, deployment: Deployment) -> list[str]:
+    """What the run did must be possible by the engine arguments."""
+    config = deployment.config
+    served = trace.statuses == "ok"
+    prompt, total = trace.column("prompt_tokens"), trace.column("prompt_tokens") + trace.column("output_tokens")
+    for tokens, what in (
+        (prompt + 1, "a prompt of {:,.0f} tokens and one of output"),
+        (total, "{:,.0f} tokens in all"),
+    ):
+        too_long = served & (tokens > config.max_model_len)
+        if too_long.any():
+            row = int(np.argmax(np.where(too_long, tokens, 0)))
+            have = prompt[row] if tokens is not total else total[row]
+            raise InputError(
+                f"{trace.name}: {int(too_long.sum())} requests were served that max_model_len={config.max_model_len:,} "
+                f"does not allow, request {trace.ids[row]!r} with {what.format(have)}: that is not the run's argument"
+            )
+    return _refuse_too_many_at_once(trace, deployment)
+
+
+def _refuse_too_many_at_once(trace: Trace, deployment: Deployment) -> list[str]:
+    config = deployment.config
+    if trace.timeline is not None:
+        gauge = np.nan_to_num(trace.timeline.column("running").to_numpy())
+        if gauge.size and gauge.max() > config.max_num_seqs:
+            raise InputError(
+                f"{trace.name}: its gauge says that {gauge.max():.0f} requests ran at once, engine.max_num_seqs is "
+                f"{config.max_num_seqs}: that is not the run's argument"
+            )
+    use = KVUse(trace, config)
+    begin, end = use.scheduled[use.usable], use.last[use.usable]
+    if not begin.size:
+        return []
+    # Whoever ends at an instant makes room for who is scheduled at it.
+    order = np.argsort(np.concatenate([end, begin + JITTER]), kind="stable")
+    change = np.concatenate([-np.ones(end.size), np.ones(begin.size)])[order]
+    most = int(np.cumsum(change).max())
+    evicted = bool(use.preempted.any()) or not use.preemptions_told
+    peak = np.sort(np.concatenate([end, begin + JITTER]))[int(np.argmax(np.cumsum(change)))]
+    held = use.at(np.array([peak]))
+    full = bool(held.blocks[0] > 0.9 * config.num_gpu_blocks)
+    if most > config.max_num_seqs:
+        line = (
+            f"{most} requests ran at once by their stamps, engine.max_num_seqs is {config.max_num_seqs}: that is not "
+            "the run's argument, or the stamps are of several clocks"
+        )
+        if not (evicted and full):
+            raise InputError(f"{trace.name}: {line}")
+        return [f"{line}, unless so many were preempted"]
+    if "num_gpu_blocks" in deployment.assumed:
+        return []
+    times = np.unique(use.last[use.usable]) - 1e-6
+    some = use.at(times[np.linspace(0, times.size - 1, min(times.size, 200)).astype(int)])
+    most_held = int(some.steady.max(initial=0))
+    if most_held > (config.num_gpu_blocks - 1) * (1 + UNCERTAIN) + 1:
+        line = (
+            f"its requests held {most_held:,} KV blocks at once by their stamps, engine.num_gpu_blocks is "
+            f"{config.num_gpu_blocks:,}: that is not the run's argument"
+        )
+        shared = config.enable_prefix_caching and not trace.has("block_hashes")
+        if use.preemptions_told and not shared:
+            raise InputError(f"{trace.name}: {line}")
+        unless = {"requests were preempted": not use.preemptions_told, "prompts share prefixes": shared}
+        why = " or ".join(one for one, possible in unless.items() if possible)
+        return [f"{line}, unless {why}, which the trace does not tell"]
+    return []
+
+
+def _refuse_faster_than_datasheet(trace: Trace, deployment: Deployment) -> list[str]:
+    """No iteration is shorter than reading the weights once, nor than its arithmetic at peak rate."""
+    model, hardware, config = deployment.model, deployment.hardware, deployment.config
+    if model is None or hardware is None:
+        return []
+    degree = config.tensor_parallel_size
+    try:
+        roofline = Roofline(model, hardware, tensor_parallel_size=degree, kv_cache_dtype=config.kv_cache_dtype)
+    except SimulationError:
+        return []
+    place = {name: number for number, name in enumerate(roofline.components)}
+    reads = [place[name] for name in ("weight_traffic", "decode_attention", "output_head")]
+    whose = (
+        f"{model.name} on {degree} x {hardware.name}: model, quantization, hardware or tensor_parallel_size is not the "
+        "run's"
+    )
+    first, last = trace.column("first_token"), trace.column("last_token")
+    prompt, output = trace.column("prompt_tokens"), trace.column("output_tokens")
+    decoding = np.flatnonzero((trace.statuses == "ok") & (output > 1) & (last >= first))
+    parts = [roofline.step(Batch([], [int(prompt[row])])) for row in decoding]
+    shortest = np.array([sum(one[number] for number in reads) for one in parts])
+    measured = (last - first)[decoding] / (output - 1)[decoding]
+    warnings: list[str] = []
+    if decoding.size:
+        breaks = measured < FASTER * shortest
+        row = int(np.argmin(measured / shortest))
+        line = (
+            f"{int(breaks.sum())} of {decoding.size} requests got tokens faster than the weights can be read, request "
+            f"{trace.ids[decoding[row]]!r} one in {1e3 * measured[row]:.3f} ms, where reading takes "
+            f"{1e3 * shortest[row]:.3f} ms by the datasheet of {whose}, or it decodes speculatively"
+        )
+        if np.median(measured / shortest) < FASTER:
+            raise InputError(f"{trace.name}: {line}")
+        if breaks.sum() > MOST_BREAKS * decoding.size:
+            warnings.append(line)
+    return warnings + _refuse_too_much_arithmetic(trace, deployment, whose)
+
+
+def _refuse_too_much_arithmetic(trace: Trace, deployment: Deployment, whose: str) -> list[str]:
+    """All matrix products of the run at the peak rate must fit into the time that it took."""
+    model, hardware, config = deployment.model, deployment.hardware, deployment.config
+    assert model is not None
+    assert hardware is not None
+    served = np.flatnonzero(trace.statuses == "ok")
+    starts = np.fmin(trace.column("scheduled"), trace.column("first_token")) if trace.has("scheduled") else trace.start
+    begin, end = float(np.nanmin(starts[served])), float(np.nanmax(trace.column("last_token")[served]))
+    if trace.clock == REQUEST_CLOCK or not end > begin:
+        return []
+    active = model.num_hidden_layers * model.attention_parameters + model.num_dense_layers * model.dense_mlp_parameters
+    active += model.num_moe_layers * (
+        model.num_experts_per_tok * model.expert_parameters
+        + model.mlp_matrices * model.hidden_size * model.shared_expert_intermediate_size
+    )
+    prompt, output = trace.column("prompt_tokens")[served], trace.column("output_tokens")[served]
+    cached = trace.column("cached_tokens")[served]
+    told = not config.enable_prefix_caching or not np.isnan(cached).any() or trace.has("block_hashes")
+    if config.enable_prefix_caching and np.isnan(cached).any():
+        use = KVUse(trace, config)
+        shared = [use.shared[row].size if row in use.shared else 0 for row in served.tolist()]
+        cached = config.block_size * np.array(shared)
+    tokens = float(np.sum(np.maximum(prompt - np.nan_to_num(cached), 1) + output - 1))
+    fastest = max(hardware.flops(one) for one in (model.weight_dtype, model.attention_weight_dtype))
+    needed = 2.0 * active * tokens / (fastest * config.tensor_parallel_size)
+    if needed * FASTER <= end - begin:
+        return []
+    line = (
+        f"{tokens:,.0f} tokens were computed in {end - begin:.3f} s, their arithmetic takes {needed:.3f} s at the peak "
+        f"rate of {whose}"
+    )
+    if told:
+        raise InputError(f"{trace.name}: {line}")
+    return [f"{line}, or the prefix cache served the prompts, whose contents the trace does not tell"]
