@@ -267,7 +267,12 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
     parts += [Text(f"warning: {line}") for line in document["warnings"]]
-    parts += [Text(f"inferred: {one.sentence}") for one in fit.findings_ if one.source != "stated"]
+    several = len(document["traces"]) > 1
+    parts += [
+        Text(f"inferred: {one.trace + ': ' if several else ''}{one.sentence}")
+        for one in fit.findings_
+        if one.source != "stated"
+    ]
     parts += [Text(f"note: {line}") for line in fit.sentences_]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]
     parts.append(Text(f"written to {document['profile']} in {document['seconds']:.1f} s"))
