@@ -221,6 +221,8 @@ class ProfileFit:
     def _with_inferred(self, run: Run) -> Run:
         """Tell what nobody said of a run's engine, by the rows that may be used."""
         trace, stated, known = run
+        if trace.batches is not None:
+            return run
         deployment, finding = infer_blocks(trace, stated, known)
         findings: list[Finding | None] = [finding]
         if not is_client_side(trace):

@@ -35,8 +35,8 @@ CLEAR = 0.9
 """Share of these that must speak for one way."""
 ODD = 6.0
 """Robust standard deviations (1.4826 times the median absolute deviation) from which a first request is anomalous."""
-ODD_SHARE = 0.25
-"""And as a share of the measured latency: what a model does not get right at low load is no warm-up."""
+ODD_SHARE = 0.5
+"""And as a share of the measured latency: twice what is predicted. An iteration more at low load is no warm-up."""
 FEWEST_OTHERS = 20
 """Requests after the first ones that it takes to say what is usual."""
 

@@ -63,6 +63,8 @@ def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
     InputError
         If the trace cannot have come about as it says.
     """
+    if trace.batches is not None:
+        return []  # a batch has no stamps of its requests; ``calibrate.batch_equations`` knows what it cannot be
     warnings = _refuse_few(trace)
     if trace.clock != REQUEST_CLOCK:
         warnings += _refuse_mixed_clocks(trace)

@@ -177,7 +177,7 @@ def _replay_batches(
         iterations=log.table() if log is not None else None,
         batches=predicted_batches(trace, columns),
     )
-    return Replay(predicted, _summary(trace, everything))
+    return Replay(predicted, {**_summary(trace, everything), "outside_domain": None})
 
 
 PREDICTED = ("makespan", "prompt_seconds", "token_seconds")

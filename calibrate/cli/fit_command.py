@@ -353,7 +353,12 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     if fit.misplaced_:
         parts.append(Text(f"{fit.misplaced_} first tokens lie in another iteration than the engine arguments say"))
     parts += [Text(f"warning: {line}") for line in document["warnings"]]
-    parts += [Text(f"inferred: {one.sentence}") for one in fit.findings_ if one.source != "stated"]
+    several = len(document["traces"]) > 1
+    parts += [
+        Text(f"inferred: {one.trace + ': ' if several else ''}{one.sentence}")
+        for one in fit.findings_
+        if one.source != "stated"
+    ]
     parts += [Text(f"note: {line}") for line in document["identifiability"]["sentences"]]
     parts += [Text(f"note: {line}") for line in document["notes"]]
     parts += [Text(f"conflict: {line}") for line in document["conflicts"]]

@@ -206,7 +206,7 @@ def small(seed, asynchronous, said=None, rate=9.0, version="0.19.0", count=120, 
     )
     loaded = load_profile("linear")
     base = resolve(loaded, Facts(model="llama-3.2-1b", version=version, arguments=arguments))
-    truth = CoefficientSpace(base).step_seconds(np.array([0.8, 0.2, 0.8, 0.4, 1.0, 2.0]))
+    truth = CoefficientSpace(base).step_seconds(np.array([0.8, 0.2, 0.8, 0.4, 1.0, 2.0, 0.0, 0.0]))
 
     class Noisy:
         components = base.accelerator.components
