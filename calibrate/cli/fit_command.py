@@ -171,6 +171,7 @@ def command(
         "equations": fit.equations_,
         "iterations": fit.iterations_,
         "misplaced": fit.misplaced_,
+        "simulations": fit.simulations_,
         "residual": fit.residual_,
         "strength": fit.strength_,
         "in_sample": in_sample,
