@@ -59,7 +59,13 @@ PROPOSALS = 4
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the fitted profile goes (YAML).",
 )
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Override engine.<vLLM argument>.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Override engine.<vLLM argument>, or link.bandwidth and link.latency.",
+)
 @click.option("--model", help="Library name or config.json of the model that was served.")
 @click.option("--assume-defaults", is_flag=True, help="Take vLLM's defaults for engine arguments nobody says.")
 @click.option(

@@ -39,7 +39,7 @@ def replay_options(command: Command) -> Command:
                 "settings",
                 multiple=True,
                 metavar="NAME=VALUE",
-                help="Override engine.<vLLM argument>, engine.version, or host.<term> (seconds).",
+                help="Override engine.<vLLM argument>, engine.version, host.<term> (seconds), link.bandwidth|latency.",
             ),
             click.option("--model", help="Library name or Hugging Face config.json of the model that was served."),
             click.option(
