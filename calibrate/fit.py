@@ -17,16 +17,35 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.aggregates import AggregateRun
 from calibrate.client_schedule import is_client_side, reconstruct_client_side
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
-from calibrate.gauss_newton import HUBER, Fitted, LinearRows, Prior, best_start, going_together, refine
+from calibrate.gauss_newton import (
+    HUBER,
+    Effort,
+    Fitted,
+    LinearRows,
+    Prior,
+    best_start,
+    going_together,
+    refine,
+    scaled_start,
+)
 from calibrate.least_squares import SYSTEMATIC, base_weights, best_strength, deviations, solve, systematic
 from calibrate.reconstruction import NotRecoverable, Reconstruction, reconstruct, spans_of_recording
-from calibrate.simulated import SimulatedRun
-from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
+from calibrate.simulated import FrontEndTerm, Simulated, SimulatedRun
+from calibrate.space import (
+    FRONT_END,
+    FRONT_END_UNIT,
+    CoefficientSpace,
+    Equations,
+    FittedCoefficient,
+    with_coefficients,
+)
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from profiles.profile import FrontEnd, Profile
+from replay.load_level import holds_aggregates, level_of
 from replay.run import replay
 from replay.trace import Trace
 from simulator.batch import Batch
@@ -34,11 +53,14 @@ from simulator.batch import Batch
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.bool_]
 Run = tuple[Trace, Deployment, Rows | None]
-Simulate = Callable[[CoefficientSpace], SimulatedRun]
+Simulate = Callable[[CoefficientSpace], Simulated]
 
 CORRELATED = 0.9
 MOST_MISPLACED = 0.1
 """Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
+SEARCH, POLISH = Effort(2, 8, 0.02, 100.0), Effort(1, 2, 0.02, 1.0)
+"""For load levels: with one draw of each, then with all. A statistic's noise is no less than 1 %: more steps gain
+nothing."""
 IDENTIFIED = 0.5
 """A coefficient counts as identified if the data cut its prior standard deviation to this share or less."""
 
@@ -114,11 +136,17 @@ class ProfileFit:
             If a trace has neither recorded iterations nor the stamps to reconstruct them, or if what was measured
             contradicts itself.
         """
-        space = CoefficientSpace(runs[0][1])
-        parts, simulate, rough = [], [], []
+        client = any(trace.meta.get("vantage") == "client" for trace, _, _ in runs)
+        space = CoefficientSpace(runs[0][1], client)
+        parts, rough = [], []
+        simulate: list[Simulate] = []
         batches: list[Batch] = []
         for run in runs:
-            own = CoefficientSpace(run[1])
+            own = CoefficientSpace(run[1], client)
+            if holds_aggregates(run[0]):
+                self._take_aggregates(run[0])
+                simulate.append(partial(_aggregated, run, own))
+                continue
             try:
                 spans = self._spans(*run)
             except NotRecoverable as error:
@@ -144,6 +172,7 @@ class ProfileFit:
         self.domain_ = _domain(batches) if batches else {}
         self._learn(space, equations, simulate, complete and not preempted, _together(space, rough))
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        self._take_front_end(runs)
         if self._bounds:
             self._learn_front_end()
         return self
@@ -164,6 +193,38 @@ class ProfileFit:
     def written(self, profile: Profile, stem: str) -> tuple[Profile, dict[str, bytes]]:
         """Return the profile with what was learned, and the files that lie beside it, by name; here there are none."""
         return profile, {}
+
+    def _take_aggregates(self, trace: Trace) -> None:
+        """Say what of a load level makes the fit less sure."""
+        if not self.simulates:
+            raise InputError(
+                f"{trace.name} holds aggregates; trees are learned from iterations (base roofline or linear)"
+            )
+        level = level_of(trace)
+        if level is not None and not level.lengths_known:
+            self.warnings_.append(
+                f"{trace.name}: of the lengths only the means are known, so its percentiles take no part in the fit"
+            )
+
+    def _take_front_end(self, runs: Sequence[Run]) -> None:
+        """Take the front end's constant out of the coefficients of iterations."""
+        told = [one for one in self.coefficients_ if one.name == FRONT_END]
+        self.coefficients_ = [one for one in self.coefficients_ if one.name != FRONT_END]
+        if not told:
+            return
+        [one] = told
+        token = runs[0][1].front_end.per_prompt_token
+        low, high = (bound * FRONT_END_UNIT for bound in one.ci95)
+        self.front_end_ = FittedFrontEnd(
+            one.value * FRONT_END_UNIT,
+            (low, high),
+            token,
+            (token, token),
+            sum(len(trace) for trace, _, _ in runs if trace.meta.get("vantage") == "client"),
+            identified=one.identified,
+            from_latencies=True,
+        )
+        self.sentences_ += self.front_end_.sentences
 
     def _learn_front_end(self) -> None:
         self.front_end_ = fit_front_end(Bounds.of_all(self._bounds))
@@ -219,7 +280,7 @@ class ProfileFit:
         """
         there = np.asarray(equations.features.any(axis=0))
         if not complete:
-            there |= np.any([one(space).residuals(space.prior).jacobian.any(axis=0) for one in simulate], axis=0)
+            there |= np.any([_has_part(one(space), space) for one in simulate], axis=0)
         # What no batch has a part in (collectives on one device) is no coefficient of these runs.
         space = space.only(there)
         equations = Equations(equations.features[:, there], equations.seconds)
@@ -228,12 +289,10 @@ class ProfileFit:
         if not len(equations):
             self.strength_ = 1.0 if self.strength is None else self.strength
             runs = [one(space) for one in simulate]
-            told = sum(run.num_measured for run in runs)
-            if told < 2 * len(space.names):
-                raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
+            _refuse_too_few(runs, space)
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
-            latencies = refine(runs, best_start(runs, likely), prior, None)
+            latencies = _refined_from(likely, runs, prior)
             evidence = _Evidence(space, equations, latencies.values, self.strength_, latencies)
         else:
             self.strength_ = self.strength if self.strength is not None else best_strength(space, equations)
@@ -288,7 +347,58 @@ def _stamped_by_engine(trace: Trace, deployment: Deployment, known: Rows | None)
 def _simulated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> SimulatedRun:
     """A run that can be simulated, with the features of its own shapes for the coefficients of a space."""
     trace, deployment, known = run
-    return SimulatedRun(trace, deployment.config, own.only(space.chosen).features, known)
+    features = own.only(space.chosen).features
+    return SimulatedRun(trace, deployment.config, features, known, _front_end(trace, deployment, space))
+
+
+def _aggregated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> AggregateRun:
+    """The same of a load level."""
+    trace, deployment, _ = run
+    return AggregateRun(trace, deployment, own.only(space.chosen).features, _front_end(trace, deployment, space))
+
+
+def _front_end(trace: Trace, deployment: Deployment, space: CoefficientSpace) -> FrontEndTerm | None:
+    """The way to the engine that a run's latencies hold: a constant to be fitted, and what is known per token."""
+    if trace.meta.get("vantage") != "client":
+        return None
+    known = deployment.front_end if space.front_end_place is None else FrontEnd()
+    way = FrontEnd(per_request=known.per_request, per_prompt_token=deployment.front_end.per_prompt_token)
+    return FrontEndTerm(space.front_end_place, way)
+
+
+def _has_part(run: Simulated, space: CoefficientSpace) -> Rows:
+    """Which coefficients any measurement of a run depends on."""
+    if isinstance(run, AggregateRun):
+        run.seeds = 1
+    return np.asarray(run.residuals(space.prior).jacobian.any(axis=0))
+
+
+def _refuse_too_few(runs: Sequence[Simulated], space: CoefficientSpace) -> None:
+    """Latencies must tell the coefficients; of aggregates there are few, and a base's physics fills the gap."""
+    told = sum(run.num_measured for run in runs)
+    if any(isinstance(run, SimulatedRun) for run in runs):
+        if told < 2 * len(space.names):
+            raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
+    elif space.linear and told < len(space.names):
+        raise InputError(
+            f"{told} aggregates cannot tell {len(space.names)} coefficients of a base without physics; give more load "
+            "levels, or start from --base roofline:<hardware>"
+        )
+
+
+def _refined_from(likely: Sequence[Floats], runs: Sequence[Simulated], prior: Prior) -> Fitted:
+    """Search from nearby; load levels with one draw first, then with all of them."""
+    levels = [run for run in runs if isinstance(run, AggregateRun)]
+    if len(levels) < len(runs):
+        return refine(runs, best_start(runs, likely), prior, None)
+    for level in levels:
+        level.seeds = 1
+    found = refine(runs, scaled_start(runs, likely[0]), prior, None, effort=SEARCH)
+    if all(level.seeds == len(level.draws) for level in levels):
+        return found
+    for level in levels:
+        level.seeds = len(level.draws)
+    return refine(runs, found.values, prior, None, effort=POLISH)
 
 
 class _Evidence:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.aggregates import compare_aggregates, predict
 from calibrate.errors import Comparison, bootstrap_interval
 from calibrate.learners import Learner, learner_for
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from replay.load_level import holds_aggregates
 from replay.run import replay
 from replay.trace import Trace
 
@@ -59,6 +61,11 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
                 tuple(rows if left else None for left, rows in zip(out, every, strict=True)),
             )
         ]
+    whole = next((trace.name for trace in traces if holds_aggregates(trace)), None)
+    if whole is not None:
+        raise InputError(
+            f"{scheme!r}: {whole} holds aggregates, which are of the whole run; expected trace:NAME", field="--holdout"
+        )
     ranks = [np.argsort(np.argsort(trace.column("arrival"), kind="stable")) / max(len(trace), 1) for trace in traces]
     try:
         if kind == "time" and 0 < float(value) < 1:
@@ -103,12 +110,17 @@ def compared(trace: Trace, predicted: Trace, rows: Rows, cold: frozenset[str]) -
 def score(
     runs: Sequence[Run], fit: Learner, scored: Sequence[Rows | None], cold_start: bool = True
 ) -> list[Comparison]:
-    """Simulate each run with what was learned and compare the rows that are scored."""
-    return [
-        compared(trace, predicted, rows, cold_requests(predicted))
-        for (trace, _), predicted, rows in zip(runs, simulate(runs, fit, scored, cold_start), scored, strict=True)
-        if predicted is not None and rows is not None
-    ]
+    """Simulate each run with what was learned and compare the rows that are scored; of a load level its aggregates."""
+    found: list[Comparison] = []
+    for (trace, deployment), rows in zip(runs, scored, strict=True):
+        if rows is None:
+            continue
+        if holds_aggregates(trace):
+            found.append(compare_aggregates(trace, predict(trace, fit.deployment(deployment))))
+            continue
+        predicted = replay(trace, fit.deployment(deployment), cold_start=cold_start).predicted
+        found.append(compared(trace, predicted, rows, cold_requests(predicted)))
+    return found
 
 
 def training_of(runs: Sequence[Run], part: Part) -> list[tuple[Trace, Deployment, Rows | None]]:
@@ -133,7 +145,10 @@ def hold_out(
 
 
 def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """Per-request errors over several comparisons, each request counting once; intervals as in ``Comparison``."""
+    """Per-request errors over several comparisons, each request counting once; intervals as in ``Comparison``.
+
+    Of a load level, its mean counts once.
+    """
     found: dict[str, dict[str, Any]] = {}
     for metric in ("ttft", "tpot", "e2e"):
         pairs = [comparison.pairs(metric) for comparison in comparisons]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from profiles.profile import FrontEnd
 from replay.block_hashes import at_block_size
 from replay.clocks import Floats
 from replay.cold_start import find_cold_start
+from replay.load_level import level_of
 from replay.trace import ITERATIONS, TIMELINE, Trace, requests_table
-from simulator.engine import NS, Iteration, Simulation
+from simulator.engine import NS, ClosedLoop, Iteration, Simulation
 from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 from simulator.request import Request, Status
@@ -79,8 +80,10 @@ def replay(
     InputError
         If nothing can be replayed, or the engine could not serve it.
     """
-    front_end = deployment.front_end if trace.meta.get("vantage") == "client" else None
-    rows, requests = replayable(trace, deployment.config, front_end)
+    front_end = deployment.front_end if trace.meta.get("vantage") == "client" else FrontEnd()
+    clients = max_concurrency(trace)
+    rows, requests = replayable(trace, deployment.config, front_end if clients is None else None)
+    loop = None if clients is None else closed_loop(clients, requests, front_end)
     if not requests:
         raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
     gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
@@ -98,13 +101,14 @@ def replay(
             requests,
             observe=observe,
             progress=progress,
-            record_token_times=trace.has("token_times"),
+            record_token_times=trace.has("token_times") or "itl" in (trace.meta.get("aggregates") or {}),
             cold_start=cold.seconds if cold else 0.0,
+            closed_loop=loop,
         )
     except SimulationError as error:
         raise InputError(str(error)) from None
     predicted = Trace(
-        _requests_of(trace, rows, simulation),
+        _requests_of(trace, rows, simulation, loop),
         {
             **_meta(trace, deployment),
             "cold_start": cold.as_dict() if cold else None,
@@ -114,6 +118,17 @@ def replay(
         timeline=gauges.at(trace.timeline),
     )
     return Replay(predicted, _summary(trace, simulation))
+
+
+def max_concurrency(trace: Trace) -> int | None:
+    """Requests that the clients of a load level keep in flight, or None where each is sent at its arrival."""
+    level = level_of(trace)
+    return level.max_concurrency if level is not None else None
+
+
+def closed_loop(clients: int, requests: Sequence[Request], front_end: FrontEnd) -> ClosedLoop:
+    """Clients that wait for each other's requests, with the way from them to the engine."""
+    return ClosedLoop(clients, [front_end.seconds(one.prompt_tokens) for one in requests])
 
 
 def replayable(
@@ -146,13 +161,16 @@ def replayable(
     return rows, requests
 
 
-def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Table:
+def _requests_of(trace: Trace, rows: list[int], simulation: Simulation, loop: ClosedLoop | None) -> pa.Table:
     """One row for every row of the trace; those not replayed are ``failed`` and empty."""
     count = len(trace)
+    arrival = trace.column("arrival").copy()
+    if loop is not None:
+        arrival[rows] = [one.arrival / NS - delay for one, delay in zip(simulation.served, loop.delays, strict=True)]
     columns: dict[str, Any] = {
         "id": trace.requests.column("id").combine_chunks(),
         "nominal_arrival": trace.column("nominal_arrival"),
-        "arrival": trace.column("arrival"),
+        "arrival": arrival,
         "prompt_tokens": trace.requests.column("prompt_tokens").combine_chunks(),
         "output_tokens": trace.requests.column("output_tokens").combine_chunks(),
         "priority": trace.requests.column("priority").combine_chunks(),

@@ -104,7 +104,8 @@ class Trace:
         ``"request"``: stamps count from each request's own sending, and arrivals are unknown; ``note`` how it
         was aligned); ``columns`` (per column ``measured``, ``reconstructed``, ``assumed`` or ``unknown``);
         ``block_hash`` (``block_size``); ``vantage`` (``engine`` or ``client``); ``warmed_up`` (whether requests
-        were served before the first one here); ``notes``.
+        were served before the first one here); ``aggregates`` and ``workload`` where only statistics of a load
+        level are known (``replay.load_level``); ``notes``.
     iterations, timeline : pyarrow.Table, optional
         Columns of ``ITERATIONS`` and ``TIMELINE``.
     """
@@ -193,6 +194,7 @@ class Trace:
         for column in ("id", "arrival", "first_token", "last_token", "prompt_tokens", "output_tokens"):
             hasher.update(json.dumps(self.requests.column(column).to_pylist()).encode())
         described = {key: self.meta.get(key) for key in ("model", "hardware", "engine")}
+        described |= {key: self.meta[key] for key in ("aggregates", "workload") if key in self.meta}
         hasher.update(json.dumps(described, sort_keys=True, default=str).encode())
         return hasher.hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import click
 import numpy as np
 
-from calibrate.cli.options import arrivals_of, load_trace, render_text, write_output
+from calibrate.aggregates import AggregateComparison
+from calibrate.cli.options import arrivals_of, load_traces, render_text, write_output
+from calibrate.errors import Comparison
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from calibrate.learners import learner_for
@@ -26,6 +29,7 @@ from simulator.accelerators.linear import Linear
 
 SCHEMA = "servecal.fit/1"
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+_OF_LEVELS = ("mean error of the means", "levels")
 
 
 @click.command("fit")
@@ -87,7 +91,10 @@ def command(
     cold_start: bool,
     style: str,
 ) -> None:
-    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, or token times of clients."""
+    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, times seen by clients, or aggregates.
+
+    A table of load levels stands for all of them; FILE#LEVEL for one.
+    """
     if bases:
         if base is not None or target is not None:
             raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
@@ -101,13 +108,14 @@ def command(
     loaded = load_profile(base)
     runs: list[Run] = []
     for name, choice in zip(traces, arrivals_of(traces, arrivals), strict=True):
-        trace = load_trace(name, choice)
-        deployment = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
-        runs.append((trace, deployment))
+        for trace in load_traces(name, choice):
+            own = resolve(loaded, facts_of(trace), settings=settings, model=model, assume_defaults=assume_defaults)
+            runs.append((trace, own))
     held = hold_out(runs, holdout, strength, cold_start) if holdout else []
     fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
     everything = [np.ones(len(trace), dtype=bool) for trace, _ in runs]
-    in_sample = mean_errors(score(runs, fit, everything, cold_start))
+    scored = score(runs, fit, everything, cold_start)
+    in_sample = mean_errors(scored)
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
     document = {
         "schema": SCHEMA,
@@ -131,6 +139,11 @@ def command(
         "strength": fit.strength_,
         "in_sample": in_sample,
         "holdout": {"scheme": holdout, "metrics": out_of_sample} if held else None,
+        "load_levels": [
+            *_levels(scored, "in sample"),
+            *_levels([one for _, comparisons in held for one in comparisons], "held out"),
+        ],
+        "simulations": fit.simulations_,
         "conflicts": sorted({line for _, deployment in runs for line in deployment.conflicts}),
         "seconds": round(time.monotonic() - begun, 3),
         "profile": str(target),
@@ -146,6 +159,42 @@ def command(
     text = render_text(_view(document, fit), None)
     if text is not None:
         click.echo(text, nl=False)
+
+
+def _levels(comparisons: Sequence[Comparison], part: str) -> list[dict[str, Any]]:
+    """Errors of the statistics of load levels."""
+    return [
+        {
+            "name": one.measured.name,
+            "part": part,
+            "metrics": {
+                metric: {statistic: asdict(level) for statistic, level in errors.percentiles.items()}
+                for metric, errors in one.metrics.items()
+            },
+            "throughput": one.throughput,
+        }
+        for one in comparisons
+        if isinstance(one, AggregateComparison)
+    ]
+
+
+def _levels_view(levels: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    columns = [(metric, statistic) for metric in NAMES for statistic in ("mean", "p99")]
+    for column in (
+        "load level, errors",
+        "",
+        *(f"{statistic} {NAMES[metric]}" for metric, statistic in columns),
+        "tokens/s",
+    ):
+        table.add_column(column, justify="left" if not table.columns else "right", no_wrap=True)
+    for one in levels:
+        found = [one["metrics"].get(metric, {}).get(statistic) for metric, statistic in columns]
+        found.append(one["throughput"].get("output_tokens_per_s"))
+        table.add_row(one["name"], one["part"], *(f"{100 * own['error']:+.1f} %" if own else "-" for own in found))
+    return table
 
 
 def _profile(
@@ -189,7 +238,11 @@ def _profile(
         front_end=_front_end(fit, base),
         domain=fit.domain_,
         provenance={
-            "method": "least squares on iterations (recorded, or reconstructed from stamps or token times)",
+            "method": (
+                "least squares on iterations (recorded, or reconstructed from stamps or token times)"
+                if fit.equations_
+                else "least squares on simulated latencies"
+            ),
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
             "engine_versions": versions,
@@ -236,16 +289,19 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     way = fit.front_end_
     if way is not None:
         (low, high), (least, most) = way.per_request_ci95, way.per_prompt_token_ci95
-        parts += [
-            Text(
-                f"front end: {1e3 * way.per_request:.2f} ms a request ({1e3 * low:.2f} to {1e3 * high:.2f}), "
+        if way.from_latencies:
+            told = "told by latencies" if way.identified else "not identified"
+        else:
+            told = (
                 f"{1e6 * way.per_prompt_token:.2f} us a prompt token ({1e6 * least:.2f} to {1e6 * most:.2f}); told by "
                 f"{way.requests} requests that did not queue"
-            ),
-            Text(),
-        ]
+            )
+        constant = f"{1e3 * way.per_request:.2f} ms a request ({1e3 * low:.2f} to {1e3 * high:.2f})"
+        parts += [Text(f"front end: {constant}, {told}"), Text()]
+    levels = document["load_levels"]
+    counted = ("mean error per request", "requests") if len(levels) < len(document["traces"]) else _OF_LEVELS
     errors = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for column in ("mean error per request", "TTFT", "TPOT", "E2E", "requests"):
+    for column in (counted[0], "TTFT", "TPOT", "E2E", counted[1]):
         errors.add_column(column, justify="left" if column[0] == "m" else "right", no_wrap=True)
     rows = [("in sample", document["in_sample"])]
     if document["holdout"]:
@@ -254,8 +310,13 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
         figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in NAMES]
         errors.add_row(label, *figures, str(max((one["n"] for one in metrics.values()), default=0)))
     parts += [errors, Text()]
+    if levels:
+        parts += [_levels_view(levels), Text()]
+    spans = Text(f"{fit.simulations_} simulations; weight of the base profile {fit.strength_:g}")
     parts.append(
-        Text(
+        spans
+        if not fit.equations_
+        else Text(
             f"{fit.equations_} measured spans of {fit.iterations_} iterations, median error of a span "
             f"{100 * fit.residual_:.1f} %; weight of the base profile {fit.strength_:g}"
         )

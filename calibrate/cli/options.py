@@ -17,8 +17,9 @@ from profiles.deployment import Deployment, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
 from reference_traces.library import Located, locate
-from replay.arrivals import DISTRIBUTIONS, with_arrivals
-from replay.readers import read_trace
+from replay.arrivals import with_arrivals
+from replay.draws import DISTRIBUTIONS
+from replay.readers import read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
 
@@ -89,8 +90,8 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
     InputError
         If it cannot be found or used.
     """
-    located = locate(name)
-    trace = _with_catalogue(read_trace(located.path), located)
+    located, selection = _select(name)
+    trace = _with_catalogue(read_trace(located.path, selection), located)
     drawn = located.file.arrivals if located.file else None
     scheme = drawn and f"{drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}"
     if arrivals == CATALOGUE:
@@ -102,6 +103,27 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
             field="--arrivals",
         )
     return with_arrivals(trace, arrivals)
+
+
+def _select(name: str) -> tuple[Located, str | None]:
+    """Where a trace lies, and which one of its file is meant: ``FILE#SELECTION``."""
+    head, mark, selection = name.rpartition("#")
+    if not mark or Path(name).exists():
+        return locate(name), None
+    return locate(head), selection
+
+
+def load_traces(name: str, arrivals: str = "measured") -> list[Trace]:
+    """Read a trace, or all that a file holds (a table of load levels).
+
+    Raises
+    ------
+    InputError
+        If there is none, or one cannot be used.
+    """
+    located, selection = _select(name)
+    inside = selections(located.path) if selection is None else []
+    return [load_trace(f"{name}#{one}" if len(inside) > 1 else name, arrivals) for one in inside or [""]]
 
 
 def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
@@ -160,7 +182,7 @@ def keep_trace(name: str, output: Path | None) -> None:
     InputError
         If they are the same file or folder.
     """
-    if output is not None and output.exists() and output.samefile(locate(name).path):
+    if output is not None and output.exists() and output.samefile(_select(name)[0].path):
         raise InputError("is the trace itself; choose another output", file=output)
 
 

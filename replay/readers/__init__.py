@@ -1,6 +1,7 @@
 """One module a format, found by content.
 
-Each has ``FORMAT``, ``detect(path)``, ``read(path)`` and, where it reads a folder, ``REQUESTS_FILE`` in it.
+Each has ``FORMAT``, ``detect(path)``, ``read(path)`` and, where it reads a folder, ``REQUESTS_FILE`` in it. One whose
+files hold several traces also has ``selections(path)``, and ``read`` takes one of them.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiles.errors import InputError
-from replay.readers import canonical, llmservingsim_bench, vllm_bench
+from replay.readers import canonical, llmservingsim_bench, load_levels, vllm_bench
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, llmservingsim_bench, vllm_bench)
+READERS = (canonical, llmservingsim_bench, vllm_bench, load_levels)
 
 
 def _with_origins(trace: Trace) -> Trace:
@@ -23,8 +24,14 @@ def _with_origins(trace: Trace) -> Trace:
     return trace.with_meta(columns=origins)
 
 
-def read_trace(path: Path) -> Trace:
+def read_trace(path: Path, selection: str | None = None) -> Trace:
     """Read a trace of any known format.
+
+    Parameters
+    ----------
+    path : Path
+    selection : str, optional
+        Which of the traces that a file holds, for formats that have several in one.
 
     Raises
     ------
@@ -39,8 +46,16 @@ def read_trace(path: Path) -> Trace:
         for reader in READERS:
             if reader.detect(path):
                 requests = path / reader.REQUESTS_FILE if path.is_dir() else path
-                return check_requests(_with_origins(reader.read(path)), requests)
+                if reader is not load_levels and selection is not None:
+                    raise InputError(f"holds one trace: #{selection} selects nothing", file=path)
+                read = load_levels.read(path, selection) if reader is load_levels else reader.read(path)
+                return check_requests(_with_origins(read), requests)
     except PermissionError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     known = ", ".join(reader.FORMAT for reader in READERS)
     raise InputError(f"is of no format that servecal reads ({known})", file=path)
+
+
+def selections(path: Path) -> list[str]:
+    """Names of the traces that one file holds; none if it is one trace."""
+    return load_levels.selections(path) if path.is_file() and load_levels.detect(path) else []
