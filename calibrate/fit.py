@@ -172,6 +172,8 @@ class ProfileFit:
         self.domain_ = _domain(batches) if batches else {}
         self._learn(space, equations, simulate, complete and not preempted, _together(space, rough))
         self.sentences_ += _what_was_seen(batches, self.coefficients_)
+        if all(holds_aggregates(trace) for trace, _, _ in runs):
+            self.sentences_ += _what_aggregates_tell(self.coefficients_)
         self._take_front_end(runs)
         if self._bounds:
             self._learn_front_end()
@@ -197,9 +199,7 @@ class ProfileFit:
     def _take_aggregates(self, trace: Trace) -> None:
         """Say what of a load level makes the fit less sure."""
         if not self.simulates:
-            raise InputError(
-                f"{trace.name} holds aggregates; trees are learned from iterations (base roofline or linear)"
-            )
+            raise InputError(f"{trace.name} holds aggregates; trees take iterations: use --base roofline or linear")
         level = level_of(trace)
         if level is not None and not level.lengths_known:
             self.warnings_.append(
@@ -390,7 +390,13 @@ def _refined_from(likely: Sequence[Floats], runs: Sequence[Simulated], prior: Pr
     """Search from nearby; load levels with one draw first, then with all of them."""
     levels = [run for run in runs if isinstance(run, AggregateRun)]
     if len(levels) < len(runs):
-        return refine(runs, best_start(runs, likely), prior, None)
+        alone = [run for run in runs if isinstance(run, SimulatedRun)]
+        for run in alone:
+            run.smooth = True
+        near = refine(runs, best_start(runs, likely), prior, None).values
+        for run in alone:
+            run.smooth = False
+        return refine(runs, near, prior, None)
     for level in levels:
         level.seeds = 1
     found = refine(runs, scaled_start(runs, likely[0]), prior, None, effort=SEARCH)
@@ -495,6 +501,17 @@ def _what_was_seen(batches: Sequence[Batch], coefficients: Sequence[FittedCoeffi
     elif prefills < 30:
         seen += "; record a run with more prompts"
     return [seen]
+
+
+def _what_aggregates_tell(coefficients: Sequence[FittedCoefficient]) -> list[str]:
+    """Say what stays where the base profile had it, and what would change that."""
+    missing = [one.name for one in coefficients if not one.identified and one.name != FRONT_END]
+    if not missing:
+        return []
+    return [
+        f"not identified, so kept near the base profile: {', '.join(missing)}; aggregates tell few numbers a load "
+        "level: add levels at other rates and prompt lengths, or keep the times of single requests (--save-detailed)"
+    ]
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:

@@ -167,6 +167,12 @@ class SimulatedRun:
     front_end : FrontEndTerm, optional
         For runs measured at the client.
 
+    Attributes
+    ----------
+    smooth : bool
+        Whether derivatives are those of expected latencies, which lead from afar, or those under the very same
+        schedule, which lead to the end.
+
     Raises
     ------
     InputError
@@ -198,6 +204,7 @@ class SimulatedRun:
             raise InputError(f"{trace.name}: no request that may be fitted has a first or a last token")
         least = np.array([SHORTEST_TTFT, SHORTEST_TTFT, SHORTEST_DECODE])[:, None]
         self.scale = np.maximum(np.where(np.isnan(self.measured), 1.0, self.measured), least)
+        self.smooth = False
         self.simulations = 0
 
     @property
@@ -219,11 +226,13 @@ class SimulatedRun:
             cold = find_cold_start(self.trace, self.requests, engine.run)
             return cold.seconds if cold else 0.0
 
-        run = course_of(self.config, self.requests, self.features, coefficients, cold_start=cold_start)
+        run = course_of(
+            self.config, self.requests, self.features, coefficients, cold_start=cold_start, smooth=self.smooth
+        )
         constant, place = self.front_end.constant(coefficients), self.front_end.place
         first, last = run.first + constant, run.last + constant
         predicted = np.array([first - self.start, last - self.start, last - first])
-        slopes = np.array([run.at_first, run.at_last, run.at_last - run.at_first])
+        slopes = np.array([run.at_first - run.at_sent, run.at_last - run.at_sent, run.at_last - run.at_first])
         if place is not None:
             slopes[:2, :, place] = FRONT_END_UNIT
         there = np.isfinite(self.measured) & np.isfinite(predicted)
