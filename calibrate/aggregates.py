@@ -39,6 +39,8 @@ LEAST_SECONDS = 0.5e-3
 GUESSED_LENGTHS = 0.05
 """The same where of the lengths only the means are known."""
 RESAMPLES = 60
+CONTRADICTION = 0.1
+"""Share by which TTFT and the TPOT of all tokens may miss the mean E2E: lengths and TPOT may go together."""
 WHY_NOT = "the trace holds aggregates, no latencies of single requests"
 
 
@@ -71,6 +73,22 @@ def targets_of(trace: Trace) -> list[Target]:
         found.append(Target("itl", "mean", given["itl"]["mean"]))
     duration = _duration(trace)
     return [*found, Target("duration", "", duration)] if duration else found
+
+
+def contradiction(trace: Trace) -> str | None:
+    """Say where means contradict each other: E2E is TTFT and the time of the tokens after the first."""
+    given = trace.meta.get("aggregates") or {}
+    ttft, tpot, e2e = (given.get(metric, {}).get("mean") for metric in ("ttft", "tpot", "e2e"))
+    if ttft is None or tpot is None or not e2e:
+        return None
+    output = float(np.mean(trace.column("output_tokens")[trace.statuses == "ok"]))
+    sum_of_parts = ttft + tpot * (output - 1)
+    if abs(sum_of_parts / e2e - 1) <= CONTRADICTION:
+        return None
+    return (
+        f"{trace.name}: its means contradict each other: TTFT and {output - 1:.0f} TPOT make {sum_of_parts:.3g} s, "
+        f"the mean E2E is {e2e:.3g} s; check units and output lengths, and whether all requests took part in each mean"
+    )
 
 
 def _duration(trace: Trace) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.aggregates import AggregateRun
+from calibrate.aggregates import AggregateRun, contradiction
 from calibrate.client_schedule import is_client_side, reconstruct_client_side
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
 from calibrate.gauss_newton import (
@@ -200,6 +200,8 @@ class ProfileFit:
         """Say what of a load level makes the fit less sure."""
         if not self.simulates:
             raise InputError(f"{trace.name} holds aggregates; trees take iterations: use --base roofline or linear")
+        odd = contradiction(trace)
+        self.warnings_ += [odd] if odd else []
         level = level_of(trace)
         if level is not None and not level.lengths_known:
             self.warnings_.append(
