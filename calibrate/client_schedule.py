@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.front_end import Bounds, fit_front_end
-from calibrate.reconstruction import Driven, Reconstruction, StepSeconds, drive
+from calibrate.reconstruction import Driven, NotRecoverable, Reconstruction, StepSeconds, drive
 from calibrate.token_times import Timeline, follow
 from profiles.errors import InputError
 from replay.run import replayable
@@ -78,9 +78,10 @@ def reconstruct_client_side(
 
     Raises
     ------
+    NotRecoverable
+        If there are no token times.
     InputError
-        If there are no token times, tokens before their request was sent, or a client too slow to tell iterations
-        apart.
+        If there are tokens before their request was sent, or a client too slow to tell iterations apart.
     """
     run = _Run(trace, config, known)
     way = run.first_guess()
@@ -135,9 +136,9 @@ class _Run:
         lists = trace.lists("token_times")
         usable = np.array([bool(lists[row]) and (known is None or bool(known[row])) for row in rows], dtype=bool)
         if not any(lists):
-            raise InputError(
-                f"{trace.name} was measured at the client and has no times of single tokens; a fit takes them (run "
-                "`vllm bench serve` with --save-detailed)"
+            raise NotRecoverable(
+                f"{trace.name} was measured at the client and has no times of single tokens (`vllm bench serve` writes "
+                "them with --save-detailed)"
             )
         if usable.sum() < 2:
             raise InputError(f"{trace.name} has {usable.sum()} requests with token times: too few to fit")

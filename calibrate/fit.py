@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.aggregates import AggregateRun, contradiction
 from calibrate.batch_equations import equations_of_batches, impossible_warning, usable_batches
 from calibrate.client_schedule import is_client_side, reconstruct_client_side
 from calibrate.evidence import Evidence
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
-from calibrate.gauss_newton import Fitted, LinearRows, Prior, best_start, refine
+from calibrate.gauss_newton import Effort, Fitted, LinearRows, Prior, best_start, refine, scaled_start
 from calibrate.inference import Finding, infer_blocks, infer_scheduling, warm_up_finding
 from calibrate.least_squares import SYSTEMATIC, best_strength, solve, systematic
 from calibrate.reconstruction import (
@@ -31,11 +32,19 @@ from calibrate.reconstruction import (
     reconstruct,
     spans_of_recording,
 )
-from calibrate.simulated import SimulatedRun
-from calibrate.space import CoefficientSpace, Equations, FittedCoefficient, with_coefficients
+from calibrate.simulated import FrontEndTerm, Simulated, SimulatedRun
+from calibrate.space import (
+    FRONT_END,
+    FRONT_END_UNIT,
+    CoefficientSpace,
+    Equations,
+    FittedCoefficient,
+    with_coefficients,
+)
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from profiles.profile import FrontEnd, Profile
+from replay.load_level import holds_aggregates, level_of
 from replay.run import replay
 from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
@@ -45,7 +54,7 @@ from simulator.engine_config import EngineConfig
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.bool_]
 Run = tuple[Trace, Deployment, Rows | None]
-Simulate = Callable[[CoefficientSpace], SimulatedRun]
+Simulate = Callable[[CoefficientSpace], Simulated]
 
 BATCH_TERMS = ("attention_grid", "long_prefill_token", "several_tokens", "several_tiles")
 """Terms learned only where batches are among the runs. Stamps of a server whose batches are always full cannot tell
@@ -60,9 +69,11 @@ HELD = 1e-6
 _HOST_PLACE = {name: place for place, name in enumerate(HOST_COMPONENTS)}
 MOST_MISPLACED = 0.1
 """Share of first tokens elsewhere than their stamps say, up to which a reconstructed schedule is believed."""
-
 ALIKE = 0.5
 """Values are alike if nearly all are above this share of the largest: they tell a sum, and not its parts."""
+SEARCH, POLISH = Effort(2, 8, 0.02, 100.0), Effort(1, 2, 0.02, 1.0)
+"""For load levels: with one draw of each, then with all. A statistic's noise is no less than 1 %: more steps gain
+nothing."""
 
 
 @dataclass
@@ -146,13 +157,20 @@ class ProfileFit:
             If a trace has neither recorded iterations nor the stamps to reconstruct them, or if what was measured
             contradicts itself.
         """
-        space = CoefficientSpace(runs[0][1])
-        parts, simulate, rough = [], [], []
+        client = any(trace.meta.get("vantage") == "client" for trace, _, _ in runs)
+        space = CoefficientSpace(runs[0][1], client)
+        parts, rough = [], []
+        simulate: list[Simulate] = []
         seen: list[tuple[Batch, int]] = []
         numbers: list[int] = []
         simulated: list[int] = []
         for number, run in enumerate(map(self._with_inferred, runs)):
-            own = CoefficientSpace(run[1])
+            own = CoefficientSpace(run[1], client)
+            if holds_aggregates(run[0]):
+                self._take_aggregates(run[0])
+                simulate.append(partial(_aggregated, run, own))
+                simulated.append(number)
+                continue
             if run[0].batches is not None:
                 equations, inside = self._from_batches(own, *run)
                 numbers.append(number)
@@ -179,7 +197,6 @@ class ProfileFit:
         equations = _together(space, parts)
         self._place, self._simulated = _places(numbers, parts), simulated
         complete = len(parts) == len(runs)
-        preempted = any(np.nansum(trace.column("preemptions")) > 0 for trace, _, _ in runs)
         if complete and len(equations) < 2 * len(space.names):
             raise InputError(
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
@@ -189,10 +206,13 @@ class ProfileFit:
         told = _told(space, seen, any(trace.batches is not None for trace, _, _ in runs))
         # What is not learned stays what the base profile says.
         space.spread[~told] = HELD
-        self._learn(space, told, equations, simulate, complete and not preempted, _together(space, rough))
+        self._learn(space, told, equations, simulate, complete, _together(space, rough))
         prompts = [trace.column("prompt_tokens")[slice(None) if known is None else known] for trace, _, known in runs]
         lengths = np.concatenate(prompts)
         self.sentences_ += _what_was_seen(seen, lengths[~np.isnan(lengths)], self.coefficients_)
+        if all(holds_aggregates(trace) for trace, _, _ in runs):
+            self.sentences_ += _what_aggregates_tell(self.coefficients_)
+        self._take_front_end(runs)
         if self._bounds:
             self._learn_front_end()
         return self
@@ -221,7 +241,7 @@ class ProfileFit:
     def _with_inferred(self, run: Run) -> Run:
         """Tell what nobody said of a run's engine, by the rows that may be used."""
         trace, stated, known = run
-        if trace.batches is not None:
+        if trace.batches is not None or holds_aggregates(trace):
             return run
         deployment, finding = infer_blocks(trace, stated, known)
         findings: list[Finding | None] = [finding]
@@ -253,6 +273,38 @@ class ProfileFit:
             prior = space.step_seconds(space.prior)
             self._schedules[key] = reconstruct(trace, deployment.config, prior, refined, known)
         return self._schedules[key], refined(self._schedules[key])
+
+    def _take_aggregates(self, trace: Trace) -> None:
+        """Say what of a load level makes the fit less sure."""
+        if not self.simulates:
+            raise InputError(f"{trace.name} holds aggregates; trees take iterations: use --base roofline or linear")
+        odd = contradiction(trace)
+        self.warnings_ += [odd] if odd else []
+        level = level_of(trace)
+        if level is not None and not level.lengths_known:
+            self.warnings_.append(
+                f"{trace.name}: of the lengths only the means are known, so its percentiles take no part in the fit"
+            )
+
+    def _take_front_end(self, runs: Sequence[Run]) -> None:
+        """Take the front end's constant out of the coefficients of iterations."""
+        told = [one for one in self.coefficients_ if one.name == FRONT_END]
+        self.coefficients_ = [one for one in self.coefficients_ if one.name != FRONT_END]
+        if not told:
+            return
+        [one] = told
+        token = runs[0][1].front_end.per_prompt_token
+        low, high = (bound * FRONT_END_UNIT for bound in one.ci95)
+        self.front_end_ = FittedFrontEnd(
+            one.value * FRONT_END_UNIT,
+            (low, high),
+            token,
+            (token, token),
+            sum(len(trace) for trace, _, _ in runs if trace.meta.get("vantage") == "client"),
+            identified=one.identified,
+            from_latencies=True,
+        )
+        self.sentences_ += self.front_end_.sentences
 
     def _learn_front_end(self) -> None:
         self.front_end_ = fit_front_end(Bounds.of_all(self._bounds))
@@ -296,6 +348,10 @@ class ProfileFit:
             found = client.schedule
         else:
             found, _ = self._schedule(trace, deployment, known)
+        if np.nansum(trace.column("preemptions")[slice(None) if known is None else known]) > 0:
+            raise NotRecoverable(
+                f"{trace.name}: requests were preempted, so its stamps do not tell its schedule", found.spans()
+            )
         if found.misplaced > MOST_MISPLACED * len(trace):
             where = f"{found.misplaced} of {len(trace)} first tokens lie elsewhere"
             if replay(trace, deployment, cold_start=False).summary["preemptions"]:
@@ -326,7 +382,7 @@ class ProfileFit:
         """
         there = np.asarray(equations.features.any(axis=0))
         if not complete:
-            there |= np.any([one(space).residuals(space.prior).jacobian.any(axis=0) for one in simulate], axis=0)
+            there |= np.any([_has_part(one(space), space) for one in simulate], axis=0)
         # What no batch has a part in (collectives on one device) is no coefficient of these runs.
         there &= told | (space.prior != 0)
         space = space.only(there)
@@ -336,12 +392,10 @@ class ProfileFit:
         if not len(equations):
             self.strength_ = 1.0 if self.strength is None else self.strength
             runs = [one(space) for one in simulate]
-            count = sum(run.num_measured for run in runs)
-            if count < 2 * len(space.names):
-                raise InputError(f"{count} requests cannot tell {len(space.names)} coefficients; record a longer run")
+            _refuse_too_few(runs, space)
             prior = Prior(space.prior, space.spread, space.least, self.strength_)
             likely = [space.prior, solve(space, rough, self.strength_)[0]] if len(rough) else [space.prior]
-            latencies = refine(runs, best_start(runs, likely), prior, None, decode_first=True)
+            latencies = _refined_from(likely, runs, prior)
             if self._leave_out_warm_up(runs, latencies.values):
                 latencies = refine(runs, latencies.values, prior, None)
             latencies = self._numbered(latencies)
@@ -366,14 +420,14 @@ class ProfileFit:
             for left, right, value in self.correlated_
         ]
 
-    def _leave_out_warm_up(self, runs: Sequence[SimulatedRun], values: Floats) -> bool:
+    def _leave_out_warm_up(self, runs: Sequence[Simulated], values: Floats) -> bool:
         """Leave out what the runs' first requests took longer; whether there is any."""
-        found = [(run.trace, run.leave_out_warm_up(values)) for run in runs]
+        found = [(run.trace, run.leave_out_warm_up(values)) for run in runs if isinstance(run, SimulatedRun)]
         self.findings_ += [warm_up_finding(trace, rows) for trace, rows in found if rows]
         return any(rows for _, rows in found)
 
     def _refined(
-        self, space: CoefficientSpace, equations: Equations, start: Floats, runs: Sequence[SimulatedRun]
+        self, space: CoefficientSpace, equations: Equations, start: Floats, runs: Sequence[Simulated]
     ) -> Fitted:
         """Lower the error of simulated latencies from where the equations lead."""
         base = equations.weights
@@ -391,7 +445,7 @@ class ProfileFit:
         return replace(fitted, place=np.array(self._simulated)[which.astype(int)] + share)
 
 
-def _that_tell_latencies(space: CoefficientSpace, simulate: Sequence[Simulate]) -> list[SimulatedRun]:
+def _that_tell_latencies(space: CoefficientSpace, simulate: Sequence[Simulate]) -> list[Simulated]:
     try:
         return [one(space) for one in simulate]
     except InputError:
@@ -413,8 +467,8 @@ def _told(space: CoefficientSpace, seen: Sequence[tuple[Batch, int]], batches: b
     for name in SOME_STEPS:
         if name in space.names:
             place = space.names.index(name)
-            has = np.array([space.host.seconds(batch)[_HOST_PLACE[name]] > 0 for batch, _ in seen])
-            share = float(steps[has].sum() / steps.sum())
+            has = np.array([space.host.seconds(batch)[_HOST_PLACE[name]] > 0 for batch, _ in seen], dtype=bool)
+            share = float(steps[has].sum() / max(steps.sum(), 1))
             told[place] &= LEAST_CONTRAST <= share <= 1 - LEAST_CONTRAST
     return told
 
@@ -433,7 +487,64 @@ def _stamped_by_engine(trace: Trace, deployment: Deployment, known: Rows | None)
 def _simulated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> SimulatedRun:
     """A run that can be simulated, with the features of its own shapes for the coefficients of a space."""
     trace, deployment, known = run
-    return SimulatedRun(trace, deployment.config, own.only(space.chosen).features, known)
+    features = own.only(space.chosen).features
+    return SimulatedRun(trace, deployment.config, features, known, _front_end(trace, deployment, space))
+
+
+def _aggregated(run: Run, own: CoefficientSpace, space: CoefficientSpace) -> AggregateRun:
+    """The same of a load level."""
+    trace, deployment, _ = run
+    return AggregateRun(trace, deployment, own.only(space.chosen).features, _front_end(trace, deployment, space))
+
+
+def _front_end(trace: Trace, deployment: Deployment, space: CoefficientSpace) -> FrontEndTerm | None:
+    """The way to the engine that a run's latencies hold: a constant to be fitted, and what is known per token."""
+    if trace.meta.get("vantage") != "client":
+        return None
+    known = deployment.front_end if space.front_end_place is None else FrontEnd()
+    way = FrontEnd(per_request=known.per_request, per_prompt_token=deployment.front_end.per_prompt_token)
+    return FrontEndTerm(space.front_end_place, way)
+
+
+def _has_part(run: Simulated, space: CoefficientSpace) -> Rows:
+    """Which coefficients any measurement of a run depends on."""
+    if isinstance(run, AggregateRun):
+        run.seeds = 1
+    return np.asarray(run.residuals(space.prior).jacobian.any(axis=0))
+
+
+def _refuse_too_few(runs: Sequence[Simulated], space: CoefficientSpace) -> None:
+    """Latencies must tell the coefficients; of aggregates there are few, and a base's physics fills the gap."""
+    told = sum(run.num_measured for run in runs)
+    if any(isinstance(run, SimulatedRun) for run in runs):
+        if told < 2 * len(space.names):
+            raise InputError(f"{told} requests cannot tell {len(space.names)} coefficients; record a longer run")
+    elif space.linear and told < len(space.names):
+        raise InputError(
+            f"{told} aggregates cannot tell {len(space.names)} coefficients of a base without physics; give more load "
+            "levels, or start from --base roofline:<hardware>"
+        )
+
+
+def _refined_from(likely: Sequence[Floats], runs: Sequence[Simulated], prior: Prior) -> Fitted:
+    """Search from nearby; load levels with one draw first, then with all of them."""
+    levels = [run for run in runs if isinstance(run, AggregateRun)]
+    if len(levels) < len(runs):
+        alone = [run for run in runs if isinstance(run, SimulatedRun)]
+        for run in alone:
+            run.smooth = True
+        near = refine(runs, best_start(runs, likely), prior, None).values
+        for run in alone:
+            run.smooth = False
+        return refine(runs, near, prior, None)
+    for level in levels:
+        level.seeds = 1
+    found = refine(runs, scaled_start(runs, likely[0]), prior, None, effort=SEARCH)
+    if all(level.seeds == len(level.draws) for level in levels):
+        return found
+    for level in levels:
+        level.seeds = len(level.draws)
+    return refine(runs, found.values, prior, None, effort=POLISH)
 
 
 def _what_was_seen(
@@ -485,6 +596,17 @@ def _prompts(runs: Sequence[Run]) -> dict[str, Any]:
     ]
     every = np.concatenate(lengths)
     return {"prompt_tokens": [int(every.min()), int(every.max())]} if every.size else {}
+
+
+def _what_aggregates_tell(coefficients: Sequence[FittedCoefficient]) -> list[str]:
+    """Say what stays where the base profile had it, and what would change that."""
+    missing = [one.name for one in coefficients if not one.identified and one.name != FRONT_END]
+    if not missing:
+        return []
+    return [
+        f"not identified, so kept near the base profile: {', '.join(missing)}; aggregates tell few numbers a load "
+        "level: add levels at other rates and prompt lengths, or keep the times of single requests (--save-detailed)"
+    ]
 
 
 def _domain(batches: Sequence[Batch]) -> dict[str, Any]:

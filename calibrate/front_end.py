@@ -68,6 +68,10 @@ class FittedFrontEnd:
     requests: int
     negative: bool = False
     """Requests seem to reach the engine before they are sent."""
+    identified: bool = True
+    """False where nearly nothing but the prior tells the constant."""
+    from_latencies: bool = False
+    """The constant was fitted together with the coefficients, to simulated latencies; per prompt token is as known."""
 
     @property
     def sentences(self) -> list[str]:
@@ -81,6 +85,13 @@ class FittedFrontEnd:
                 "front end: requests seem to reach the engine before they were sent; check the arrivals (--arrivals) "
                 "and the engine arguments"
             )
+        if not self.identified:
+            found.append(
+                "front end: its constant is not told apart from what is expected of one (5 ms) by these latencies, as "
+                "where every request queues; record a run at a rate the server keeps up with"
+            )
+        if self.from_latencies:
+            return found
         if self.per_prompt_token_ci95[0] <= 0:
             found.append(
                 "front end: a time per prompt token is not told apart from 0; send prompts of 100 and of 10,000 tokens "

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import lsq_linear
 
-from calibrate.simulated import LATENCIES, Residuals, SimulatedRun
+from calibrate.simulated import LATENCIES, Residuals, Simulated
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -24,14 +24,26 @@ HUBER = 1.5
 """Residuals beyond this many times the noise pull with constant force."""
 LEAST_NOISE = (0.005, 0.001, 0.001)
 """Of TTFT, end-to-end and decode time as shares: an engine's stamps hold no more."""
-STAGES = 3
-"""Times that the noise is estimated anew; the loss is the same within each."""
-STEPS = 10
-DECODE = ("decode",)
-SMALL_GAIN = 3e-3
-"""A step that lowers the loss by less than this share is the last of its stage."""
-MOST_DAMPING = 1e3
 SCALES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """When to stop.
+
+    The noise is estimated anew ``stages`` times; the loss is the same within each. A stage has at most ``steps``; one
+    that lowers the loss by less than a share of ``small_gain`` is its last, as is one braked beyond ``most_damping``.
+    """
+
+    stages: int = 3
+    steps: int = 10
+    small_gain: float = 3e-3
+    most_damping: float = 1e3
+
+
+THOROUGH = Effort()
+CLOSE = 0.1
+"""Logarithm of a factor that a start need not be better than."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Fitted:
     simulations: int
 
 
-def best_start(runs: Sequence[SimulatedRun], likely: Sequence[Floats]) -> Floats:
+def best_start(runs: Sequence[Simulated], likely: Sequence[Floats]) -> Floats:
     """Return which of several coefficients, and factors on them, brings latencies nearest by their logarithms."""
 
     def off(values: Floats) -> float:
@@ -79,29 +91,45 @@ def best_start(runs: Sequence[SimulatedRun], likely: Sequence[Floats]) -> Floats
     return min((scale * values for values in likely for scale in SCALES), key=off)
 
 
+def scaled_start(runs: Sequence[Simulated], likely: Floats, tries: int = 3) -> Floats:
+    """Return the nearest of the factors on likely coefficients that their own simulations suggest, one after the other.
+
+    Where each simulation is dear, this takes fewer than ``best_start``. A factor is the median of measured over
+    predicted.
+    """
+    values, best, nearest = likely, likely, np.inf
+    for _ in range(tries):
+        logs = np.concatenate([np.log(np.maximum(1 + run.residuals(values).values, 1e-3)) for run in runs])
+        off = float(np.abs(logs).mean())
+        if off < nearest:
+            best, nearest = values, off
+        middle = float(np.median(logs))
+        if abs(middle) < CLOSE:
+            break
+        values = values * np.exp(-np.clip(middle, -2.0, 2.0))
+    return best
+
+
 def refine(
-    runs: Sequence[SimulatedRun],
+    runs: Sequence[Simulated],
     start: Floats,
     prior: Prior,
     linear: LinearRows | None,
     progress: Callable[[int], None] | None = None,
-    *,
-    decode_first: bool = False,
+    effort: Effort = THOROUGH,
 ) -> Fitted:
     """Lower the simulated loss from a start.
 
     Parameters
     ----------
-    runs : sequence of SimulatedRun
+    runs : sequence of Simulated
     start : array (coefficients,)
     prior : Prior
     linear : LinearRows, optional
         Spans of iterations, where some were measured.
     progress : callable, optional
         Called with the number of steps tried.
-    decode_first : bool
-        Turn by turn fit decode times alone: from a start far off, waiting times lead anywhere, for they hang on who
-        queues.
+    effort : Effort
 
     Raises
     ------
@@ -111,12 +139,11 @@ def refine(
     values = np.maximum(start, prior.least)
     found = [run.residuals(values) for run in runs]
     tried = 0
-    stages = [*(DECODE, LATENCIES) * 2, LATENCIES] if decode_first else [LATENCIES] * STAGES
-    for counts in stages:
-        problem = _Problem(prior, linear, found, counts)
+    for _ in range(effort.stages):
+        problem = _Problem(prior, linear, found)
         loss, damping = problem.loss(values, found), 0.01
         began = loss
-        for _ in range(STEPS):
+        for _ in range(effort.steps):
             moved = problem.step(values, found, damping)
             simulated = [run.residuals(moved) for run in runs]
             tried += 1
@@ -126,13 +153,13 @@ def refine(
             if reached < loss:
                 gain = loss - reached
                 values, found, loss, damping = moved, simulated, reached, max(damping / 5, 1e-4)
-                if gain < SMALL_GAIN * loss:
+                if gain < effort.small_gain * loss:
                     break
             else:
                 damping *= 10
-                if damping > MOST_DAMPING:
+                if damping > effort.most_damping:
                     break
-        if not decode_first and began - loss < SMALL_GAIN * began:
+        if began - loss < effort.small_gain * began:
             break
     rows, residuals = problem.latency_rows(found)
     place = np.concatenate([number + one.shares for number, one in enumerate(found)])
@@ -142,13 +169,10 @@ def refine(
 class _Problem:
     """The loss under one estimate of the noise, and its linearisation."""
 
-    def __init__(
-        self, prior: Prior, linear: LinearRows | None, found: Sequence[Residuals], counts: Sequence[str] = LATENCIES
-    ) -> None:
+    def __init__(self, prior: Prior, linear: LinearRows | None, found: Sequence[Residuals]) -> None:
         self.prior, self.linear = prior, linear
         self.noise = [_noise(one) for one in found]
-        some = np.array([name in counts for name in LATENCIES])
-        self.worth = [some * _worth(one, noise) for one, noise in zip(found, self.noise, strict=True)]
+        self.worth = [_worth(one, noise) for one, noise in zip(found, self.noise, strict=True)]
 
     def loss(self, values: Floats, found: Sequence[Residuals]) -> float:
         total = sum(
@@ -198,7 +222,9 @@ class _Problem:
 
 
 def _noise(found: Residuals) -> Floats:
-    """Robust deviation of each kind of latency."""
+    """Deviation of each kind: what is known of it, else a robust one of the residuals."""
+    if found.noise is not None:
+        return found.noise
     noise = np.array(LEAST_NOISE)
     for kind in range(len(LATENCIES)):
         there = found.values[found.kinds == kind]
@@ -209,6 +235,8 @@ def _noise(found: Residuals) -> Floats:
 
 def _worth(found: Residuals, noise: Floats) -> Floats:
     """How many independent ones each latency is worth: requests that share a queue err together."""
+    if found.worth is not None:
+        return found.worth
     worth = np.ones(len(LATENCIES))
     for kind in range(len(LATENCIES)):
         off = np.clip(found.values[found.kinds == kind] / noise[kind], -2 * HUBER, 2 * HUBER)

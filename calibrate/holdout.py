@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.aggregates import compare_aggregates, predict
 from calibrate.batch_equations import impossible_requests
 from calibrate.batches import predict_batches
 from calibrate.errors import BATCH_METRICS, Comparison, bootstrap_interval
 from calibrate.learners import Learner, learner_for
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from replay.load_level import holds_aggregates
 from replay.run import replay
 from replay.trace import Trace
 
@@ -65,6 +67,11 @@ def parts(scheme: str, traces: Sequence[Trace]) -> list[Part]:
                 tuple(rows if left else None for left, rows in zip(out, every, strict=True)),
             )
         ]
+    whole = next((trace.name for trace in traces if holds_aggregates(trace)), None)
+    if whole is not None:
+        raise InputError(
+            f"{scheme!r}: {whole} holds aggregates, which are of the whole run; expected trace:NAME", field="--holdout"
+        )
     ranks = [_ranks(trace) for trace in traces]
     try:
         if kind == "time" and 0 < float(value) < 1:
@@ -129,13 +136,18 @@ def compared(
 def score(
     runs: Sequence[Run], fit: Learner, scored: Sequence[Rows | None], cold_start: bool = True
 ) -> list[Comparison]:
-    """Simulate each run with what was learned and compare the rows that are scored."""
-    found = []
-    predictions = simulate(runs, fit, scored, cold_start)
-    for (trace, deployment), predicted, rows in zip(runs, predictions, scored, strict=True):
-        if predicted is not None and rows is not None:
-            impossible = frozenset(impossible_requests(trace, deployment) if trace.batches is not None else ())
-            found.append(compared(trace, predicted, rows, cold_requests(predicted), impossible))
+    """Simulate each run with what was learned and compare the rows that are scored; of a load level its aggregates."""
+    found: list[Comparison] = []
+    for (trace, base), rows in zip(runs, scored, strict=True):
+        if rows is None:
+            continue
+        deployment = fit.deployment(base)
+        if holds_aggregates(trace):
+            found.append(compare_aggregates(trace, predict(trace, deployment)))
+            continue
+        predicted = _predicted(trace, deployment, cold_start)
+        impossible = frozenset(impossible_requests(trace, base) if trace.batches is not None else ())
+        found.append(compared(trace, predicted, rows, cold_requests(predicted), impossible))
     return found
 
 
@@ -163,7 +175,7 @@ def hold_out(
 def mean_errors(comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
     """Errors over several comparisons, each request (or batch, for the metrics of batches) counting once.
 
-    Intervals as in ``Comparison``.
+    Of a load level, its mean counts once. Intervals as in ``Comparison``.
     """
     found: dict[str, dict[str, Any]] = {}
     for metric in ("ttft", "tpot", "e2e", *BATCH_METRICS):

@@ -21,6 +21,7 @@ from calibrate.learners import learner_for
 from profiles.deployment import resolve
 from profiles.errors import InputError
 from profiles.profile import LoadedProfile, load_profile
+from replay.load_level import holds_aggregates
 from replay.run import facts_of
 from replay.trace import Trace
 from simulator.errors import SimulationError
@@ -133,6 +134,9 @@ def rank(
     """
     if len(set(bases)) < len(bases):
         raise InputError("names a base twice", field="--compare")
+    whole = next((trace.name for trace in traces if holds_aggregates(trace)), None)
+    if whole is not None:
+        raise InputError(f"{whole} holds aggregates; bases are ranked request by request", field="--compare")
     split = parts(scheme, traces)
     loaded, failed = _loaded(bases)
     assumed = [_assumed(trace, loaded, settings, model, assume_defaults) for trace in traces]

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calibrate.aggregates import run_seconds
 from calibrate.kv_use import UNCERTAIN, KVUse
 from calibrate.reconstruction import RESOLUTION
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from replay.load_level import holds_aggregates
 from replay.trace import REQUEST_CLOCK, Trace
 from simulator.accelerators.roofline import Roofline
 from simulator.batch import Batch
@@ -65,6 +67,8 @@ def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
     """
     if trace.batches is not None:
         return []  # a batch has no stamps of its requests; ``calibrate.batch_equations`` knows what it cannot be
+    if holds_aggregates(trace):
+        return [f"{trace.name}: {line}" for line in _refuse_faster_than_datasheet(trace, deployment)]
     warnings = _refuse_few(trace)
     if trace.clock != REQUEST_CLOCK:
         warnings += _refuse_mixed_clocks(trace)
@@ -294,8 +298,17 @@ def _refuse_faster_than_datasheet(trace: Trace, deployment: Deployment) -> list[
         f"{model.name} on {degree} x {hardware.name}: model, quantization, hardware or tensor_parallel_size is not the "
         "run's"
     )
-    first, last = trace.column("first_token"), trace.column("last_token")
     prompt, output = trace.column("prompt_tokens"), trace.column("output_tokens")
+    if holds_aggregates(trace):
+        least = sum(roofline.step(Batch([], [int(np.nanmean(prompt))]))[number] for number in reads)
+        mean = trace.meta["aggregates"].get("tpot", {}).get("mean", np.inf)
+        if mean < FASTER * least:
+            raise InputError(
+                f"{trace.name}: a token took {1e3 * mean:.3f} ms on average, reading the weights takes "
+                f"{1e3 * least:.3f} ms by the datasheet of {whose}, or it decodes speculatively"
+            )
+        return _refuse_too_much_arithmetic(trace, deployment, whose)
+    first, last = trace.column("first_token"), trace.column("last_token")
     decoding = np.flatnonzero((trace.statuses == "ok") & (output > 1) & (last >= first))
     parts = [roofline.step(Batch([], [int(prompt[row])])) for row in decoding]
     shortest = np.array([sum(one[number] for number in reads) for one in parts])
@@ -322,9 +335,8 @@ def _refuse_too_much_arithmetic(trace: Trace, deployment: Deployment, whose: str
     assert model is not None
     assert hardware is not None
     served = np.flatnonzero(trace.statuses == "ok")
-    starts = np.fmin(trace.column("scheduled"), trace.column("first_token")) if trace.has("scheduled") else trace.start
-    begin, end = float(np.nanmin(starts[served])), float(np.nanmax(trace.column("last_token")[served]))
-    if trace.clock == REQUEST_CLOCK or not end > begin:
+    seconds = _served_for(trace, served)
+    if seconds is None:
         return []
     active = model.num_hidden_layers * model.attention_parameters + model.num_dense_layers * model.dense_mlp_parameters
     active += model.num_moe_layers * (
@@ -341,12 +353,23 @@ def _refuse_too_much_arithmetic(trace: Trace, deployment: Deployment, whose: str
     tokens = float(np.sum(np.maximum(prompt - np.nan_to_num(cached), 1) + output - 1))
     fastest = max(hardware.flops(one) for one in (model.weight_dtype, model.attention_weight_dtype))
     needed = 2.0 * active * tokens / (fastest * config.tensor_parallel_size)
-    if needed * FASTER <= end - begin:
+    if needed * FASTER <= seconds:
         return []
     line = (
-        f"{tokens:,.0f} tokens were computed in {end - begin:.3f} s, their arithmetic takes {needed:.3f} s at the peak "
+        f"{tokens:,.0f} tokens were computed in {seconds:.3f} s, their arithmetic takes {needed:.3f} s at the peak "
         f"rate of {whose}"
     )
     if told:
         raise InputError(f"{trace.name}: {line}")
     return [f"{line}, or the prefix cache served the prompts, whose contents the trace does not tell"]
+
+
+def _served_for(trace: Trace, served: npt.NDArray[np.intp]) -> float | None:
+    """Seconds from the first request's start to the last token; None where nothing tells them."""
+    if holds_aggregates(trace):
+        return run_seconds(trace)
+    if trace.clock == REQUEST_CLOCK:
+        return None
+    starts = np.fmin(trace.column("scheduled"), trace.column("first_token")) if trace.has("scheduled") else trace.start
+    begin, end = float(np.nanmin(starts[served])), float(np.nanmax(trace.column("last_token")[served]))
+    return end - begin if end > begin else None

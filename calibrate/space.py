@@ -54,6 +54,12 @@ LINEAR_UNITS = {
 _LINEAR = Linear(LINEAR_UNITS)
 SHORTEST = 0.01
 """Seconds. Spans shorter than this are weighted as if they were this long: their stamps have jitter too."""
+FRONT_END = "front_end"
+"""The coefficient of the way between client and engine, which is no part of an iteration."""
+FRONT_END_UNIT = 1e-3
+"""Seconds of one unit of it."""
+FRONT_END_EXPECTED = (5.0, 10.0)
+"""Mean and standard deviation, in units, before any data: HTTP, tokeniser and queues of a server take milliseconds."""
 PRIOR_SPREAD = 0.5
 """Standard deviation of a device coefficient before any data, where the accelerator model does not say."""
 
@@ -103,10 +109,17 @@ class CoefficientSpace:
     """The coefficients of a deployment: names, prior values and spreads, and the features of a batch.
 
     A device component's feature is its seconds by the base profile, a host term's its unit's seconds times what it
-    counts. A linear model has no physics: its coefficients are in plausible units, and only weakly held.
+    counts. A linear model has no physics: its coefficients are in plausible units, and only weakly held. With
+    ``client``, there is one more coefficient, last: the front end's constant, of which no iteration has a part.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, client: bool = False) -> None:
+        self.client = client
+        self._describe(deployment)
+        if client:
+            self._add_front_end(deployment)
+
+    def _describe(self, deployment: Deployment) -> None:
         device: AcceleratorModel = deployment.accelerator.device
         own = deployment.accelerator.coefficients
         self.config = deployment.config
@@ -142,6 +155,15 @@ class CoefficientSpace:
         self.spread = np.array([*spreads, *(1.0 for _ in (*terms, *calls))])
         self.chosen = np.ones(len(self.names), dtype=bool)
 
+    def _add_front_end(self, deployment: Deployment) -> None:
+        known = deployment.loaded.profile.front_end
+        mean = FRONT_END_EXPECTED[0] if known is None else known.per_request / FRONT_END_UNIT
+        self.names = (*self.names, FRONT_END)
+        self.prior = np.append(self.prior, mean)
+        self.spread = np.append(self.spread, FRONT_END_EXPECTED[1])
+        self.least = np.append(self.least, 0.0)
+        self.chosen = np.append(self.chosen, True)
+
     def only(self, some: Rows) -> CoefficientSpace:
         """Return the space of some of the coefficients."""
         part = copy(self)
@@ -151,10 +173,16 @@ class CoefficientSpace:
         part.chosen[self.chosen] = some
         return part
 
+    @property
+    def front_end_place(self) -> int | None:
+        """Place of the front end's constant, if it is among the coefficients."""
+        return self.names.index(FRONT_END) if FRONT_END in self.names else None
+
     def features(self, batch: Batch) -> Floats:
         """Seconds of each component at a coefficient of 1."""
         parts = self.device.step(batch)
-        every = np.array([*parts, *([] if self.linear else self.host.seconds(batch)), *_NO_CALL])
+        host = [] if self.linear else self.host.seconds(batch)
+        every: Floats = np.array([*parts, *host, *_NO_CALL, *([0.0] if self.client else [])])
         return every[self.chosen]
 
     def equations(self, spans: Sequence[tuple[list[Batch], float]]) -> Equations:

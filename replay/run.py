@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from replay.block_hashes import at_block_size
 from replay.clocks import Floats
 from replay.cold_start import find_cold_start
 from replay.domain import DomainWatch
+from replay.load_level import level_of
 from replay.trace import BATCHES, ITERATIONS, TIMELINE, Trace, requests_table
-from simulator.engine import NS, Iteration, Simulation
+from simulator.engine import NS, ClosedLoop, Iteration, Simulation
 from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 from simulator.request import Request, Status
@@ -81,8 +82,10 @@ def replay(
     InputError
         If nothing can be replayed, or the engine could not serve it.
     """
-    front_end = deployment.front_end if trace.meta.get("vantage") == "client" else None
-    rows, requests = replayable(trace, deployment.config, front_end)
+    front_end = deployment.front_end if trace.meta.get("vantage") == "client" else FrontEnd()
+    clients = max_concurrency(trace)
+    rows, requests = replayable(trace, deployment.config, front_end if clients is None else None)
+    loop = None if clients is None else closed_loop(clients, requests, front_end)
     if not requests:
         raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
     if trace.batches is not None:
@@ -106,13 +109,14 @@ def replay(
             requests,
             observe=observe,
             progress=progress,
-            record_token_times=trace.has("token_times"),
+            record_token_times=trace.has("token_times") or "itl" in (trace.meta.get("aggregates") or {}),
             cold_start=cold.seconds if cold else 0.0,
+            closed_loop=loop,
         )
     except SimulationError as error:
         raise InputError(str(error)) from None
     predicted = Trace(
-        _requests_of(trace, rows, simulation),
+        _requests_of(trace, rows, simulation, loop),
         {
             **_meta(trace, deployment),
             "cold_start": cold.as_dict() if cold else None,
@@ -172,7 +176,7 @@ def _replay_batches(
             progress(ended)
     everything = _joined(simulations)
     predicted = Trace(
-        _requests_of(trace, [row for own, _ in simulations for row in own], everything),
+        _requests_of(trace, [row for own, _ in simulations for row in own], everything, None),
         {**_meta(trace, deployment), "cold_start": None, "warmed_up": True},
         iterations=log.table() if log is not None else None,
         batches=predicted_batches(trace, columns),
@@ -235,6 +239,17 @@ def _joined(simulations: list[tuple[list[int], Simulation]]) -> Simulation:
     )
 
 
+def max_concurrency(trace: Trace) -> int | None:
+    """Requests that the clients of a load level keep in flight, or None where each is sent at its arrival."""
+    level = level_of(trace)
+    return level.max_concurrency if level is not None else None
+
+
+def closed_loop(clients: int, requests: Sequence[Request], front_end: FrontEnd) -> ClosedLoop:
+    """Clients that wait for each other's requests, with the way from them to the engine."""
+    return ClosedLoop(clients, [front_end.seconds(one.prompt_tokens) for one in requests])
+
+
 def replayable(
     trace: Trace, config: EngineConfig, front_end: FrontEnd | None = None
 ) -> tuple[list[int], list[Request]]:
@@ -265,13 +280,16 @@ def replayable(
     return rows, requests
 
 
-def _requests_of(trace: Trace, rows: list[int], simulation: Simulation) -> pa.Table:
+def _requests_of(trace: Trace, rows: list[int], simulation: Simulation, loop: ClosedLoop | None) -> pa.Table:
     """One row for every row of the trace; those not replayed are ``failed`` and empty."""
     count = len(trace)
+    arrival = trace.column("arrival").copy()
+    if loop is not None:
+        arrival[rows] = [one.arrival / NS - delay for one, delay in zip(simulation.served, loop.delays, strict=True)]
     columns: dict[str, Any] = {
         "id": trace.requests.column("id").combine_chunks(),
         "nominal_arrival": trace.column("nominal_arrival"),
-        "arrival": trace.column("arrival"),
+        "arrival": arrival,
         "prompt_tokens": trace.requests.column("prompt_tokens").combine_chunks(),
         "output_tokens": trace.requests.column("output_tokens").combine_chunks(),
         "priority": trace.requests.column("priority").combine_chunks(),

@@ -118,7 +118,8 @@ class Trace:
         ``"request"``: stamps count from each request's own sending, and arrivals are unknown; ``note`` how it
         was aligned); ``columns`` (per column ``measured``, ``reconstructed``, ``assumed`` or ``unknown``);
         ``block_hash`` (``block_size``); ``vantage`` (``engine``, ``client``, or ``call``: around an offline call);
-        ``warmed_up`` (whether requests were served before the first one here); ``notes``.
+        ``warmed_up`` (whether requests were served before the first one here); ``aggregates`` and ``workload`` where
+        only statistics of a load level are known (``replay.load_level``); ``notes``.
     iterations, timeline, batches : pyarrow.Table, optional
         Columns of ``ITERATIONS``, ``TIMELINE`` and ``BATCHES``.
     """
@@ -226,6 +227,7 @@ class Trace:
                 hasher.update(json.dumps(self.batches.column(column).to_pylist()).encode())
             hasher.update(json.dumps(self.requests.column("batch").to_pylist()).encode())
         described = {key: self.meta.get(key) for key in ("model", "hardware", "engine")}
+        described |= {key: self.meta[key] for key in ("aggregates", "workload") if key in self.meta}
         hasher.update(json.dumps(described, sort_keys=True, default=str).encode())
         return hasher.hexdigest()
 

@@ -8,6 +8,7 @@ an iteration's duration (``accelerators.base.HostOverhead``).
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from simulator.scheduler import Scheduler, Step
 NS = 1_000_000_000
 PATIENCE = 100
 """Iterations without an output token between two looks at whether a run still gets anywhere."""
+
+
+def _order(served: ServedRequest) -> tuple[int, int]:
+    return served.arrival, served.index
 
 
 def nanoseconds(seconds: float) -> int:
@@ -58,6 +63,20 @@ class Simulation:
     component_seconds: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """Clients that keep at most ``max_concurrency`` requests in flight.
+
+    A request is sent, in the order of the arrivals, as soon as its arrival has come and one of the clients is free: the
+    others wait at the client, where no latency counts yet. ``delays`` are seconds between sending and the engine, one
+    each request in the order given, and not part of its arrival. A client is free when the engine has ended its request
+    (output that old engines hand on late is not waited for).
+    """
+
+    max_concurrency: int
+    delays: Sequence[float]
+
+
 class Engine:
     """One vLLM engine on a virtual clock.
 
@@ -82,6 +101,7 @@ class Engine:
         record_token_times: bool = False,
         cold_start: float = 0.0,
         ahead: int = 0,
+        closed_loop: ClosedLoop | None = None,
     ) -> Simulation:
         """Serve the requests to the last token.
 
@@ -100,6 +120,9 @@ class Engine:
         ahead : int
             Most requests that the first schedule call sees (0: all that have arrived). ``LLM.generate`` sends its
             requests one by one to an engine that schedules as soon as it has the first.
+        closed_loop : ClosedLoop, optional
+            Clients that wait for one request before they send the next. Arrivals are then the earliest times to send,
+            and ``ServedRequest.arrival`` says when the engine got each.
 
         Raises
         ------
@@ -109,7 +132,10 @@ class Engine:
             If requests are left that the scheduler never admits.
         """
         served = [self._enter(index, request, record_token_times) for index, request in enumerate(requests)]
-        run = _Run(self.config, self.accelerator, served, observe, progress, nanoseconds(cold_start), ahead)
+        if closed_loop is not None and any(one.request.abort is not None for one in served):
+            raise SimulationError("clients in a closed loop do not give up: expected requests without abort")
+        cold = nanoseconds(cold_start)
+        run = _Run(self.config, self.accelerator, served, observe, progress, cold, ahead, closed_loop)
         run.to_the_end()
         return run.result
 
@@ -150,6 +176,7 @@ class _Run:
         progress: Callable[[int], None] | None,
         cold_start: int,
         ahead: int,
+        closed_loop: ClosedLoop | None,
     ) -> None:
         self.scheduler = Scheduler(config)
         self.accelerator = accelerator
@@ -160,7 +187,12 @@ class _Run:
         self.depth = 2 if config.async_scheduling else 1
         self.in_flight: deque[tuple[Step, int]] = deque()
         entering = [one for one in served if one.status is not Status.REJECTED]
-        self.arrivals = deque(sorted(entering, key=lambda one: (one.arrival, one.index)))
+        self.arrivals = deque(sorted(entering, key=_order))
+        self.closed_loop = closed_loop
+        self.unsent: deque[ServedRequest] = deque()
+        if closed_loop is not None and self.arrivals:
+            self.unsent, self.arrivals = self.arrivals, deque()
+            self._send(closed_loop.max_concurrency, self.unsent[0].arrival)
         aborts = [
             (max(one.arrival, nanoseconds(one.request.abort)), one) for one in entering if one.request.abort is not None
         ]
@@ -202,6 +234,15 @@ class _Run:
             served = self.arrivals.popleft()
             served.queued = self.clock
             self.scheduler.add(served)
+
+    def _send(self, free: int, now: int) -> None:
+        """Let so many clients send their next requests, at their arrivals or now."""
+        assert self.closed_loop is not None
+        for _ in range(min(free, len(self.unsent))):
+            served = self.unsent.popleft()
+            delay = nanoseconds(self.closed_loop.delays[served.index])
+            served.arrival = max(served.arrival, now) + delay
+            insort(self.arrivals, served, key=_order)
 
     def _drop_aborted(self) -> None:
         """Forget requests whose clients gave up; those that the engine has not taken in yet wait for that."""
@@ -295,6 +336,8 @@ class _Run:
             self._drop_aborted()
         ended = self.scheduler.update(step, self.clock)
         self.result.end = self.clock
+        if ended and self.closed_loop is not None:
+            self._send(len(ended), self.clock)
         if ended and self.progress is not None:
             self.ended += len(ended)
             self.progress(self.ended)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from simulator.errors import SimulationError
@@ -63,6 +64,7 @@ class Semantics:
     that compute prompts are, that lasts until about its end; a CUDA graph of decodes is launched at once."""
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, version: tuple[int, int]) -> Semantics:
         """Behaviour of a vLLM version."""
         return cls(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import click
 import numpy as np
 
+from calibrate.aggregates import AggregateComparison
 from calibrate.bootstrap import LEAST_RESAMPLES, SEED, Bootstrap, bootstrap
 from calibrate.cli.options import arrivals_of, load_traces, progress, render_text, write_output
-from calibrate.errors import BATCH_METRICS
+from calibrate.errors import BATCH_METRICS, Comparison
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
 from calibrate.inference import resolved
@@ -123,9 +125,10 @@ def command(
     planned: bool,
     style: str,
 ) -> None:
-    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, token times of clients, or batches.
+    """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, client times, batches, or aggregates.
 
-    A folder of batches, or a part of a catalogued trace, stands for all files of batches in it.
+    A folder of batches, a part of a catalogued trace, or a table of load levels stands for all that are in it;
+    FILE#LEVEL for one.
     """
     if bases:
         if base is not None or target is not None:
@@ -151,7 +154,8 @@ def command(
     held = hold_out(runs, holdout, strength, cold_start) if holdout else []
     fit = learner_for(runs[0][1], strength).fit([(trace, deployment, None) for trace, deployment in runs])
     everything = [np.ones(len(trace), dtype=bool) for trace, _ in runs]
-    in_sample = mean_errors(score(runs, fit, everything, cold_start))
+    scored = score(runs, fit, everything, cold_start)
+    in_sample = mean_errors(scored)
     out_of_sample = mean_errors([one for _, comparisons in held for one in comparisons]) if held else None
     resampled = _resampled(fit, resamples, jobs) if resamples else None
     proposed, unplanned = _planned(fit, runs) if planned else (None, [])
@@ -182,6 +186,10 @@ def command(
         "strength": fit.strength_,
         "in_sample": in_sample,
         "holdout": {"scheme": holdout, "metrics": out_of_sample} if held else None,
+        "load_levels": [
+            *_levels(scored, "in sample"),
+            *_levels([one for _, comparisons in held for one in comparisons], "held out"),
+        ],
         "notes": notes,
         "conflicts": sorted({line for _, deployment in runs for line in deployment.conflicts}),
         "seconds": round(time.monotonic() - begun, 3),
@@ -228,6 +236,42 @@ def _write(loaded: LoadedProfile, runs: list[Run], fit: ProfileFit, document: di
     write_output(profile.to_yaml(), target)
 
 
+def _levels(comparisons: Sequence[Comparison], part: str) -> list[dict[str, Any]]:
+    """Errors of the statistics of load levels."""
+    return [
+        {
+            "name": one.measured.name,
+            "part": part,
+            "metrics": {
+                metric: {statistic: asdict(level) for statistic, level in errors.percentiles.items()}
+                for metric, errors in one.metrics.items()
+            },
+            "throughput": one.throughput,
+        }
+        for one in comparisons
+        if isinstance(one, AggregateComparison)
+    ]
+
+
+def _levels_view(levels: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    columns = [(metric, statistic) for metric in ("ttft", "tpot", "e2e") for statistic in ("mean", "p99")]
+    for column in (
+        "load level, errors",
+        "",
+        *(f"{statistic} {NAMES[metric]}" for metric, statistic in columns),
+        "tokens/s",
+    ):
+        table.add_column(column, justify="left" if not table.columns else "right", no_wrap=True)
+    for one in levels:
+        found = [one["metrics"].get(metric, {}).get(statistic) for metric, statistic in columns]
+        found.append(one["throughput"].get("output_tokens_per_s"))
+        table.add_row(one["name"], one["part"], *(f"{100 * own['error']:+.1f} %" if own else "-" for own in found))
+    return table
+
+
 def _profile(
     loaded: LoadedProfile, runs: list[Run], fit: ProfileFit, document: dict[str, Any], target: Path
 ) -> Profile:
@@ -271,7 +315,11 @@ def _profile(
         call=Call(**asdict(call_units(fitted))) if fitted & set(CALL_UNITS) else None,
         domain=fit.domain_,
         provenance={
-            "method": "least squares on iterations (recorded, or reconstructed from stamps or token times) or batches",
+            "method": (
+                "least squares on iterations (recorded, or reconstructed from stamps or token times) or batches"
+                if fit.equations_
+                else "least squares on simulated latencies"
+            ),
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
             "engine_versions": versions,
@@ -331,28 +379,36 @@ def _view(document: dict[str, Any], fit: ProfileFit) -> Any:
     way = fit.front_end_
     if way is not None:
         (low, high), (least, most) = way.per_request_ci95, way.per_prompt_token_ci95
-        parts += [
-            Text(
-                f"front end: {1e3 * way.per_request:.2f} ms a request ({1e3 * low:.2f} to {1e3 * high:.2f}), "
+        if way.from_latencies:
+            told = "told by latencies" if way.identified else "not identified"
+        else:
+            told = (
                 f"{1e6 * way.per_prompt_token:.2f} us a prompt token ({1e6 * least:.2f} to {1e6 * most:.2f}); told by "
                 f"{way.requests} requests that did not queue"
-            ),
-            Text(),
-        ]
+            )
+        constant = f"{1e3 * way.per_request:.2f} ms a request ({1e3 * low:.2f} to {1e3 * high:.2f})"
+        parts += [Text(f"front end: {constant}, {told}"), Text()]
+    levels = document["load_levels"]
     errors = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     rows = [("in sample", document["in_sample"])]
     if document["holdout"]:
         rows.append((f"held out, {document['holdout']['scheme']}", document["holdout"]["metrics"]))
     shown = {name: label for name, label in NAMES.items() if any(name in metrics for _, metrics in rows)}
-    first = "mean error per " + ("batch" if set(shown) <= set(BATCH_METRICS) else "request")
+    each = "batch" if set(shown) <= set(BATCH_METRICS) else "request"
+    first = f"mean error per {each}" if len(levels) < len(document["traces"]) else "mean error of the levels' means"
     for column in (first, *shown.values(), "n"):
         errors.add_column(column, justify="left" if column == first else "right", no_wrap=True)
     for label, metrics in rows:
         figures = [f"{100 * metrics[name]['mape']:.2f} %" if name in metrics else "-" for name in shown]
         errors.add_row(label, *figures, str(max((one["n"] for one in metrics.values()), default=0)))
     parts += [errors, Text()]
+    if levels:
+        parts += [_levels_view(levels), Text()]
+    spans = Text(f"{fit.simulations_} simulations; weight of the base profile {fit.strength_:g}")
     parts.append(
-        Text(
+        spans
+        if not fit.equations_
+        else Text(
             f"{fit.equations_} measured spans of {fit.iterations_} iterations, median error of a span "
             f"{100 * fit.residual_:.1f} %; weight of the base profile {fit.strength_:g}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from calibrate.cli.options import load_trace, progress, render_text
+from calibrate.cli.options import load_traces, progress, render_text
 from calibrate.holdout import parts
 from calibrate.model_comparison import Candidate, Ranking, rank
 
@@ -29,7 +29,7 @@ def compare(
 ) -> None:
     """Fit each base to the same part of the traces, print them ranked."""
     begun = time.monotonic()
-    traces = [load_trace(name) for name in names]
+    traces = [trace for name in names for trace in load_traces(name)]
     with progress(len(bases) * len(parts(scheme, traces)), "fits") as advance:
         ranking = rank(
             traces,

@@ -18,8 +18,9 @@ from profiles.deployment import Deployment, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
 from reference_traces.library import Located, locate, names_below
-from replay.arrivals import DISTRIBUTIONS, with_arrivals
-from replay.readers import batch_files, read_trace, selections
+from replay.arrivals import with_arrivals
+from replay.draws import DISTRIBUTIONS
+from replay.readers import batch_files, levels_of, read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
 
@@ -144,7 +145,9 @@ def _select(name: str) -> tuple[Located, str | None]:
 
 
 def load_traces(name: str, arrivals: str = "measured") -> list[Trace]:
-    """Read a trace, or all that a name stands for: a folder of batches, a part of the catalogue, ``FILE#PATTERN``.
+    """Read a trace, or all that a name stands for.
+
+    That is a folder of batches, a part of the catalogue, a table of load levels, or ``FILE#PATTERN``.
 
     Raises
     ------
@@ -166,7 +169,8 @@ def load_traces(name: str, arrivals: str = "measured") -> list[Trace]:
     if mark and not path.exists():
         inside = [one for one in selections(locate(head).path) if fnmatchcase(one, pattern)]
         return [load_trace(f"{head}#{one}", arrivals) for one in inside or [pattern]]
-    return [load_trace(name, arrivals)]
+    levels = levels_of(locate(name).path)
+    return [load_trace(f"{name}#{one}" if len(levels) > 1 else name, arrivals) for one in levels or [""]]
 
 
 def _with_catalogue(trace: Trace, located: Located) -> Trace:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from calibrate.aggregates import DRAWS, compare_aggregates, predict
 from calibrate.cli.options import (
     deploy,
     keep_trace,
@@ -19,6 +20,8 @@ from calibrate.cli.options import (
 from calibrate.errors import compare
 from calibrate.reports import json_report, text_report
 from calibrate.reports.report import Report
+from profiles.errors import InputError
+from replay.load_level import draws, holds_aggregates
 from replay.run import replay
 
 
@@ -44,13 +47,20 @@ def command(
     style: str,
     output: Path | None,
 ) -> None:
-    """Replay TRACE with a profile, compare request by request, and print the error report."""
+    """Replay TRACE with a profile, compare request by request (a load level by its aggregates), print the report."""
     measured = load_trace(trace, arrivals)
     keep_trace(trace, output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
-    with progress(len(measured), "replaying") as advance:
-        replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
-    report = Report(measured, deployment, replayed, compare(measured, replayed.predicted, anchor))
+    if holds_aggregates(measured):
+        if anchor != "arrival":
+            raise InputError(f"{measured.name} holds aggregates, which count from the arrival", field="--anchor")
+        with progress(len(measured) * len(draws(measured, DRAWS)), "replaying") as advance:
+            replays = predict(measured, deployment, advance)
+        report = Report(measured, deployment, replays[0], compare_aggregates(measured, replays))
+    else:
+        with progress(len(measured), "replaying") as advance:
+            replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
+        report = Report(measured, deployment, replayed, compare(measured, replayed.predicted, anchor))
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from calibrate.aggregates import WHY_NOT, AggregateComparison
 from calibrate.errors import BATCH_METRICS, Comparison
 from profiles.deployment import Deployment
 from replay.domain import outside_sentences
@@ -59,6 +60,8 @@ class Report:
     def headline(self) -> str:
         """The result in one or two sentences."""
         metrics = self.comparison.metrics
+        if isinstance(self.comparison, AggregateComparison):
+            return self._aggregate_headline(self.comparison) + self._datasheet
         shown = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
         shown |= {name: name.replace("_", " ") for name in BATCH_METRICS}
         parts = [f"{label} {100 * metrics[name].mape:.1f} %" for name, label in shown.items() if name in metrics]
@@ -69,12 +72,26 @@ class Report:
             name = shown[name]
             side = "too short" if main.bias < 0 else "too long"
             text += f" Predicted {name} is {100 * abs(main.bias):.0f} % {side} on average."
+        return text + self._datasheet
+
+    def _aggregate_headline(self, comparison: AggregateComparison) -> str:
+        parts = []
+        for metric, errors in comparison.metrics.items():
+            level = errors.percentiles.get("mean") or next(iter(errors.percentiles.values()))
+            statistic = "mean" if "mean" in errors.percentiles else next(iter(errors.percentiles))
+            parts.append(f"{statistic} {metric.upper()} {100 * level.error:+.1f} %")
+        rate = comparison.throughput.get("output_tokens_per_s")
+        parts += [f"throughput {100 * rate['error']:+.1f} %"] if rate else []
+        return f"Errors of the load level: {', '.join(parts)}. {WHY_NOT[0].upper()}{WHY_NOT[1:]}: none are compared."
+
+    @property
+    def _datasheet(self) -> str:
         if self.deployment.loaded.profile.accelerator.kind == "roofline" and not self._fitted:
-            text += (
+            return (
                 " This profile is a datasheet: kernels at peak arithmetic and bandwidth, nothing measured; take"
                 " the error as the distance from the datasheet to this deployment."
             )
-        return text
+        return ""
 
     @property
     def _fitted(self) -> bool:

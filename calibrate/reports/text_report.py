@@ -9,8 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from calibrate.aggregates import AggregateComparison
 from calibrate.errors import MetricErrors
 from calibrate.reports.report import Report
+from replay.load_level import percentile
 
 NAMES = {
     "ttft": "TTFT",
@@ -31,8 +33,7 @@ def view(report: Report) -> RenderableType:
         _title(report),
         Text(report.headline),
         Text(),
-        _requests(report),
-        Text(),
+        *([] if _aggregates(report) else [_requests(report), Text()]),
         _levels(report),
         Text(),
         _run(report),
@@ -97,13 +98,20 @@ def _requests(report: Report) -> RenderableType:
 def _levels(report: Report) -> RenderableType:
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True)
-    for name in SHOWN:
+    metrics = report.comparison.metrics
+    shown: tuple[str, ...] = SHOWN
+    if _aggregates(report):
+        there = {at for errors in metrics.values() for at in errors.percentiles}
+        shown = tuple(sorted(there, key=lambda at: percentile(at) or 0.0))
+    for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    for name, errors in report.comparison.metrics.items():
+    for name, errors in metrics.items():
         unit, scale = _unit(errors)
-        table.add_row(f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in SHOWN))
-        table.add_row("  predicted", *(_figure(errors, at, "predicted", scale) for at in SHOWN))
-        table.add_row("  error", *(_signed_text(errors.percentiles[at].error) for at in SHOWN))
+        table.add_row(f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in shown))
+        table.add_row("  predicted", *(_figure(errors, at, "predicted", scale) for at in shown))
+        table.add_row("  error", *(_signed_text(_error(errors, at)) for at in shown))
+        if _aggregates(report):
+            table.add_row("  of one draw, 95 %", *(_interval(errors, at) for at in shown))
     lines = []
     for name, values in report.comparison.throughput.items():
         whole = "makespan, s" if report.trace.batches is None else "all batches, s"
@@ -113,9 +121,28 @@ def _levels(report: Report) -> RenderableType:
     return Group(table, Text("\n".join(lines)))
 
 
+def _aggregates(report: Report) -> bool:
+    return isinstance(report.comparison, AggregateComparison)
+
+
+def _error(errors: MetricErrors, at: str) -> float:
+    return errors.percentiles[at].error if at in errors.percentiles else math.nan
+
+
+def _interval(errors: MetricErrors, at: str) -> str:
+    """Errors within which one draw of the same requests would lie."""
+    if at not in errors.percentiles:
+        return "-"
+    low, high = errors.percentiles[at].error_ci95
+    return f"{100 * low:+.0f} to {100 * high:+.0f} %"
+
+
 def _run(report: Report) -> RenderableType:
     coverage, summary = report.comparison.coverage, report.replay.summary
     lines = [f"{coverage['paired']} of {coverage['measured']} requests compared"]
+    if _aggregates(report):
+        drawn = f"{coverage['draws']} draws" if coverage["draws"] > 1 else "one run"
+        lines = [f"mean of {drawn} of {coverage['predicted']} requests; of the first:"]
     excluded = coverage["excluded"]
     if excluded:
         lines[0] += " (left out: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items()) + ")"
@@ -146,11 +173,11 @@ def _run(report: Report) -> RenderableType:
 
 
 def _unit(errors: MetricErrors) -> tuple[str, float]:
-    return ("ms", 1e3) if errors.percentiles["p99"].measured < 1 else ("s", 1.0)
+    return ("ms", 1e3) if max(level.measured for level in errors.percentiles.values()) < 1 else ("s", 1.0)
 
 
 def _figure(errors: MetricErrors, at: str, side: str, scale: float) -> str:
-    value = scale * float(getattr(errors.percentiles[at], side))
+    value = scale * float(getattr(errors.percentiles[at], side)) if at in errors.percentiles else math.nan
     return "-" if math.isnan(value) else f"{value:,.2f}" if value < 100 else f"{value:,.1f}"
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiles.errors import InputError
-from replay.readers import batches_csv, canonical, llmservingsim_bench, splitwise, vllm_bench
+from replay.readers import batches_csv, canonical, llmservingsim_bench, load_levels, splitwise, vllm_bench
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise)
+READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
+WITH_SELECTIONS = (splitwise, load_levels)
+"""Readers of files that hold several traces."""
 
 
 def _with_origins(trace: Trace) -> Trace:
@@ -46,10 +48,12 @@ def read_trace(path: Path, selection: str | None = None) -> Trace:
         for reader in READERS:
             if reader.detect(path):
                 requests = path / reader.REQUESTS_FILE if path.is_dir() else path
-                if selection is not None and reader is not splitwise:
+                for several in WITH_SELECTIONS:
+                    if reader is several:
+                        return check_requests(_with_origins(several.read(path, selection)), requests)
+                if selection is not None:
                     raise InputError(f"holds one trace: #{selection} selects nothing", file=path)
-                read = splitwise.read(path, selection) if reader is splitwise else reader.read(path)
-                return check_requests(_with_origins(read), requests)
+                return check_requests(_with_origins(reader.read(path)), requests)
     except PermissionError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     known = ", ".join(reader.FORMAT for reader in READERS)
@@ -65,4 +69,9 @@ def batch_files(folder: Path) -> list[Path]:
 
 def selections(path: Path) -> list[str]:
     """Names of the traces that one file holds; none if it is one trace."""
-    return splitwise.selections(path) if splitwise.detect(path) else []
+    return next((one.selections(path) for one in WITH_SELECTIONS if path.is_file() and one.detect(path)), [])
+
+
+def levels_of(path: Path) -> list[str]:
+    """Names of the load levels in a table of them, all of which a fit takes; none if it is something else."""
+    return load_levels.selections(path) if path.is_file() and load_levels.detect(path) else []

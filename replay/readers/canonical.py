@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from profiles.errors import InputError, found
 from profiles.yaml_files import validate
-from replay.readers.fields import first_line, read_object
+from replay.draws import parse_draw
+from replay.load_level import METRICS, MOST_REQUESTS, THROUGHPUT, percentile
+from replay.readers.fields import MOST_SECONDS, MOST_TOKENS, Record, first_line, read_object
 from replay.trace import (
     BATCHES,
     ITERATIONS,
@@ -49,6 +51,23 @@ class _ColdStart(_Part):
     request: str
 
 
+class _Workload(_Part):
+    """Fields of ``LoadLevel``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    requests: int = Field(ge=1, le=MOST_REQUESTS)
+    prompt_tokens: float = Field(ge=1, le=MOST_TOKENS)
+    output_tokens: float = Field(ge=1, le=MOST_TOKENS)
+    rate: float | None = Field(None, ge=1e-6, lt=1e9)
+    burstiness: float = Field(1.0, gt=0, lt=1e6)
+    distribution: Literal["gamma", "poisson"] = "gamma"
+    max_concurrency: int | None = Field(None, ge=1)
+    prompt_tokens_std: float = Field(0.0, ge=0, le=MOST_TOKENS)
+    output_tokens_std: float = Field(0.0, ge=0, le=MOST_TOKENS)
+    scheme: str | None = None
+    lengths_known: bool = True
+
+
 class _Meta(_Part):
     """What of ``Trace.meta`` is relied on."""
 
@@ -62,6 +81,8 @@ class _Meta(_Part):
     columns: dict[str, str] = {}
     block_hash: _BlockHash | None = None
     cold_start: _ColdStart | None = None
+    aggregates: dict[str, dict[str, Annotated[float, Field(ge=0, le=MOST_SECONDS)]]] | None = None
+    workload: _Workload | None = None
     notes: list[str] = []
 
 
@@ -100,10 +121,31 @@ def read(path: Path) -> Trace:
                 row=f"request {row}",
                 field="status",
             )
+    _check_load_level(record, meta, requests.num_rows)
     trace = Trace(requests, meta, tables.get("iterations"), tables.get("timeline"), tables.get("batches"))
     if trace.has("block_hashes") and meta.get("block_hash") is None:
         raise record.error("block_hash.block_size", f"is missing although {REQUESTS_FILE} has block_hashes")
     return trace
+
+
+def _check_load_level(record: Record, meta: dict[str, Any], count: int) -> None:
+    """Refuse aggregates of no known name, and a workload of other requests."""
+    for metric, values in (meta.get("aggregates") or {}).items():
+        if metric not in (*METRICS, "throughput"):
+            raise record.error(f"aggregates.{metric}", f"expected one of {', '.join((*METRICS, 'throughput'))}")
+        for name in values:
+            fine = (
+                name in THROUGHPUT
+                if metric == "throughput"
+                else name in ("mean", "std") or percentile(name) is not None
+            )
+            if not fine:
+                raise record.error(f"aggregates.{metric}.{name}", "is no statistic: expected mean, std, p50, p99, ...")
+    workload = meta.get("workload")
+    if workload and workload["requests"] != count:
+        raise record.error("workload.requests", f"is {workload['requests']}, but {REQUESTS_FILE} has {count} rows")
+    if workload and workload.get("scheme") is not None:
+        parse_draw(workload["scheme"])
 
 
 def _parquet(file: Path) -> pa.Table:

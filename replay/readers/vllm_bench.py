@@ -1,5 +1,7 @@
 """``vllm bench serve --save-result --save-detailed``: a client's view of a run, one JSON object.
 
+Without ``--save-detailed`` it holds aggregates only (``vllm_bench_summary``).
+
 Versions: 0.6 to 0.32. ``start_times`` came with 0.16; before it a file does not say when requests were sent,
 and the trace's stamps count from each request's own sending.
 """
@@ -16,6 +18,7 @@ import numpy as np
 
 from profiles.errors import InputError, found
 from replay.readers.fields import Record, as_seconds, as_text, as_tokens, parse_json, read_text
+from replay.readers.vllm_bench_summary import is_summary, summary_trace
 from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Trace, file_facts, requests_table
 
 FORMAT = "vllm-bench"
@@ -50,6 +53,8 @@ def read(path: Path) -> Trace:
         Naming file, request and field of what cannot be used.
     """
     record = _one_run(path)
+    if is_summary(record):
+        return summary_trace(record, _described(path, record))
     missing = [name for name in ARRAYS[:4] if record.get(name) is None]
     if missing:
         raise record.error(missing[0], "is missing; run `vllm bench serve` with --save-result --save-detailed")
@@ -70,28 +75,17 @@ def read(path: Path) -> Trace:
     columns = _columns(rows, origin, starts)
     notes = _notes(rows)
     measured = ("prompt_tokens", "output_tokens", "first_token", "last_token", "token_times")
-    load = {key: record.get(key) for key in _LOAD}
     return Trace(
         requests_table(columns, count),
         {
-            "name": path.resolve().stem,
-            "source": {"format": FORMAT, "files": file_facts([path])},
-            "model": record.text("model_id"),
-            "hardware": record.text("hardware"),
-            "engine": {
-                "name": "vllm",
-                "version": record.text("vllm_version") or record.text("engine_version"),
-                "arguments": {key: record.get(key) for key in _DEPLOYMENT if record.get(key) is not None},
-            },
+            **_described(path, record),
             "clock": {
                 "kind": RUN_CLOCK if starts else REQUEST_CLOCK,
                 "origin": origin,
                 "note": "the client's performance counter",
             },
-            "vantage": "client",
             # Every version sends a test request before it measures.
             "warmed_up": True,
-            "load": {key: value for key, value in load.items() if _plain(value)},
             "columns": {
                 "arrival": "measured: when the client sent it" if starts else "unknown: the file has no start_times",
                 **dict.fromkeys(measured, "measured"),
@@ -99,6 +93,24 @@ def read(path: Path) -> Trace:
             "notes": notes,
         },
     )
+
+
+def _described(path: Path, record: Record) -> dict[str, Any]:
+    """What the file says besides its requests."""
+    load = {key: record.get(key) for key in _LOAD}
+    return {
+        "name": path.resolve().stem,
+        "source": {"format": FORMAT, "files": file_facts([path])},
+        "model": record.text("model_id"),
+        "hardware": record.text("hardware"),
+        "engine": {
+            "name": "vllm",
+            "version": record.text("vllm_version") or record.text("engine_version"),
+            "arguments": {key: record.get(key) for key in _DEPLOYMENT if record.get(key) is not None},
+        },
+        "vantage": "client",
+        "load": {key: value for key, value in load.items() if _plain(value)},
+    }
 
 
 def _one_run(path: Path) -> Record:

@@ -219,10 +219,26 @@ def test_a_saturated_client_is_warned_of():
     assert any("saturated" in line for line in fit.warnings_)
 
 
-def test_client_files_without_single_tokens_are_refused_with_the_reason():
+@pytest.mark.parametrize("rate", [3.0, 12.0])
+def test_without_single_tokens_latencies_are_fitted_with_a_constant_front_end(rate):
+    trace, _, base = client_run(way=FrontEnd(per_request=0.03), rate=rate, count=120)
+    blunt = changed(trace, token_times=[None] * len(trace))
+    fit = ProfileFit().fit([(blunt, base, None)])
+    assert any("no times of single tokens" in line for line in fit.warnings_)
+    assert fit.simulations_ > 0
+    assert "front_end" not in {one.name for one in fit.coefficients_}
+    way = fit.front_end_
+    assert way.from_latencies
+    assert way.per_request_ci95[0] < way.per_request < way.per_request_ci95[1]
+    assert way.per_request == pytest.approx(0.03, abs=0.008)
+    unseen, _, _ = client_run(seed=9, way=FrontEnd(per_request=0.03), rate=8.0, count=120)
+    found = mean_errors(score([(unseen, base)], fit, [np.ones(len(unseen), dtype=bool)]))
+    assert found["e2e"]["mape"] < 0.02
+    assert found["tpot"]["mape"] < 0.02
+
+
+def test_too_few_requests_with_token_times_are_refused_with_the_reason():
     trace, _, base = client_run(count=30)
-    with pytest.raises(InputError, match="no times of single tokens"):
-        ProfileFit().fit([(changed(trace, token_times=[None] * 30), base, None)])
     one = [times if row == 0 else None for row, times in enumerate(trace.lists("token_times"))]
     with pytest.raises(InputError, match="too few"):
         ProfileFit().fit([(changed(trace, token_times=one), base, None)])

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.errors import InputError
-from replay.arrivals import Draw, parse_draw, with_arrivals
+from replay.arrivals import with_arrivals
+from replay.draws import Draw, parse_draw
 from replay.readers import read_trace
 
 rates = st.floats(1e-3, 1e6)

@@ -23,6 +23,9 @@ TABLES = {
         "m,h,512,2,4,0.5,100.0,20.5,8\nm,h,128,1,4,0.0,50.0,20.5,8\n"
     ),
 }
+SINGLE = ["run.json", "summary.json", "levels.json", "levels.csv"]
+"""Traces that are one file."""
+FILES += SINGLE[1:]
 TOKENS = [b"0", b"-1", b"1e999", b"9" * 40, b"NaN", b"null", b"true", b'"', b"{", b"]", b",", b"\n", b"\xff", b"\0"]
 JUNK = st.recursive(
     st.none()
@@ -41,8 +44,24 @@ def sources(bench_folder, serve_result, tmp_path_factory):
     folder = tmp_path_factory.mktemp("valid")
     bench = bench_folder().write(folder / "bench")
     run = serve_result(failed=(1,), silent=(2,)).write(folder / "run.json")
+    summary = serve_result()
+    for array in ("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors"):
+        del summary.document[array]
+    levels = {
+        "rate": 2.0,
+        "requests": 8,
+        "prompt_tokens": 64,
+        "output_tokens": 16,
+        "mean_ttft": 0.05,
+        "p99_tpot_ms": 9.5,
+    }
+    table = {"schema": "servecal.load-levels/1", "engine": {"version": "0.19.0", "arguments": {}}, "levels": [levels]}
+    (folder / "levels.json").write_text(json.dumps(table))
+    (folder / "levels.csv").write_text(",".join(levels) + "\n" + ",".join(map(str, levels.values())) + "\n")
+    single = {"run.json": run, "summary.json": summary.write(folder / "summary.json")}
+    single |= {name: folder / name for name in ("levels.json", "levels.csv")}
     read_trace(bench).save(folder / "saved")
-    paths = dict.fromkeys(FILES[:4], bench) | {"run.json": run, "trace.json": folder / "saved"}
+    paths = dict.fromkeys(FILES[:4], bench) | single | {"trace.json": folder / "saved"}
     paths["requests.parquet"] = folder / "saved"
     for name, text in TABLES.items():
         paths[name] = folder / name
@@ -57,7 +76,7 @@ def try_to_read(sources, tmp_path_factory):
 
     def read(name, content):
         valid = sources[name]
-        if name == "run.json" or name in TABLES:
+        if name in SINGLE or name in TABLES:
             place = path = scratch / name
         else:
             place = scratch / name.replace(".", "-")
@@ -129,7 +148,7 @@ def replaced(document, path, value):
     return document
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "timeseries.csv"])
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".csv")])
 @settings(max_examples=200)
 @given(data=st.data())
 def test_any_json_value_in_any_place_is_read_or_refused(sources, try_to_read, name, data):
