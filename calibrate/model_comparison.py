@@ -1,24 +1,27 @@
 """Ranking ways to model an accelerator by what they predict of the same held-out requests.
 
-Every class is fitted to the same part, runs the same engine, and is scored on the same requests. The criterion is the
-mean of the held-out MAPEs of TTFT, TPOT and E2E. Whether two classes differ is told from their differences request by
-request: what is hard to predict in a run is so for both.
+Every class is fitted to the same part, runs the same engine, and is scored on the same requests, or batches. The
+criterion is the mean of the held-out MAPEs of TTFT, TPOT and E2E, or of what was measured of batches. Whether two
+classes differ is told from their differences request by request: what is hard to predict in a run is so for both.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.errors import Comparison, bootstrap_interval
+from calibrate.batch_equations import impossible_requests
+from calibrate.errors import BATCH_METRICS, Comparison, bootstrap_interval
 from calibrate.holdout import Part, Run, cold_requests, compared, mean_errors, parts, simulate, training_of
+from calibrate.inference import resolved
 from calibrate.learners import learner_for
-from profiles.deployment import resolve
+from calibrate.sanity import refuse_nonsense
+from profiles.deployment import Deployment, resolve
 from profiles.errors import InputError
 from profiles.profile import LoadedProfile, load_profile
 from replay.load_level import holds_aggregates
@@ -72,11 +75,26 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates, best first; the bases that could not be fitted, and why; engine arguments assumed, by trace."""
+    """Candidates, best first, and how they were ranked.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+    metrics : tuple of str
+        Whose held-out MAPEs are averaged.
+    failed : dict
+        The bases that could not be fitted, and why.
+    assumed : dict
+        Engine arguments assumed, by trace.
+    warnings : list of str
+        What of the traces makes the ranking less sure.
+    """
 
     candidates: list[Candidate]
+    metrics: tuple[str, ...]
     failed: dict[str, str]
     assumed: dict[str, dict[str, Any]]
+    warnings: list[str]
 
 
 @dataclass
@@ -86,18 +104,20 @@ class _Entrant:
     base: LoadedProfile
     runs: list[Run]
     predicted: list[list[Trace | None]]
+    warnings: list[str]
     coefficients: int = 0
     seconds: float = 0.0
 
-    def enter(self, part: Part, strength: float | None) -> None:
+    def enter(self, part: Part, strength: float | None, cold_start: bool) -> None:
         """Fit a part, and predict all runs that it fits or scores."""
         begun = time.perf_counter()
         fit = learner_for(self.runs[0][1], strength)
         fit.fit(training_of(self.runs, part))
         self.seconds += time.perf_counter() - begun
+        self.warnings += fit.warnings_
         self.coefficients = max(self.coefficients, fit.num_coefficients_)
         wanted = [one if one is not None else other for one, other in zip(part.scored, part.fitted, strict=True)]
-        self.predicted.append(simulate(self.runs, fit, wanted))
+        self.predicted.append(simulate(self.runs, fit, wanted, cold_start))
 
 
 def rank(
@@ -109,6 +129,7 @@ def rank(
     model: str | None = None,
     assume_defaults: bool = False,
     strength: float | None = None,
+    cold_start: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Ranking:
     """Fit each base to the same parts of the traces and rank them by the error of what was held out.
@@ -124,19 +145,23 @@ def rank(
         As for ``resolve``.
     strength : float, optional
         As for ``ProfileFit``.
+    cold_start : bool
+        As for ``replay.run.replay``.
     progress : callable, optional
         Called with the number of fits that have ended.
 
     Raises
     ------
     InputError
-        If the scheme is none, a base is named twice, or no base can be fitted.
+        If the scheme is none, a base is named twice, a trace cannot be fitted, or no base can.
     """
     if len(set(bases)) < len(bases):
         raise InputError("names a base twice", field="--compare")
     whole = next((trace.name for trace in traces if holds_aggregates(trace)), None)
     if whole is not None:
         raise InputError(f"{whole} holds aggregates; bases are ranked request by request", field="--compare")
+    if len({trace.batches is None for trace in traces}) > 1:
+        raise InputError("batches and requests are not ranked together: compare them one after the other")
     split = parts(scheme, traces)
     loaded, failed = _loaded(bases)
     assumed = [_assumed(trace, loaded, settings, model, assume_defaults) for trace in traces]
@@ -144,18 +169,14 @@ def rank(
     done = 0
     for base in loaded:
         try:
-            runs = []
-            for trace, values in zip(traces, assumed, strict=True):
-                said = base.profile.engine
-                extra = tuple(f"engine.{name}={value}" for name, value in values.items() if name not in said)
-                every = (*extra, *settings)
-                deployment = resolve(
-                    base, facts_of(trace), settings=every, model=model, assume_defaults=assume_defaults
-                )
-                runs.append((trace, deployment))
-            entrant = _Entrant(base, runs, [])
+            runs = [
+                (trace, _resolved(base, trace, values, settings, model, assume_defaults))
+                for trace, values in zip(traces, assumed, strict=True)
+            ]
+            doubts = [line for run in runs for line in refuse_nonsense(*run)]
+            entrant = _Entrant(base, runs, [], doubts)
             for part in split:
-                entrant.enter(part, strength)
+                entrant.enter(part, strength, cold_start)
                 done += 1
                 if progress is not None:
                     progress(done)
@@ -166,7 +187,10 @@ def rank(
     if not entrants:
         raise InputError("none can be fitted: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     by_trace = {trace.name: values for trace, values in zip(traces, assumed, strict=True) if values}
-    return Ranking(_ranked(entrants, split), failed, by_trace)
+    warnings = list(dict.fromkeys(line for entrant in entrants for line in entrant.warnings))
+    metrics = METRICS if traces[0].batches is None else tuple(BATCH_METRICS)
+    candidates, known = _ranked(entrants, split, metrics)
+    return Ranking(candidates, known, failed, by_trace, warnings)
 
 
 def _loaded(bases: Sequence[str]) -> tuple[list[LoadedProfile], dict[str, str]]:
@@ -179,6 +203,21 @@ def _loaded(bases: Sequence[str]) -> tuple[list[LoadedProfile], dict[str, str]]:
         except InputError as error:
             failed[name] = str(error)
     return loaded, failed
+
+
+def _resolved(
+    base: LoadedProfile,
+    trace: Trace,
+    assumed: Mapping[str, Any],
+    settings: tuple[str, ...],
+    model: str | None,
+    assume_defaults: bool,
+) -> Deployment:
+    """The deployment of a base with what is assumed for all; a fit may still infer that from its part of the run."""
+    own = {name: value for name, value in assumed.items() if name not in base.profile.engine}
+    every = (*(f"engine.{name}={value}" for name, value in own.items()), *settings)
+    found = resolved(base, trace, settings=every, model=model, assume_defaults=assume_defaults)
+    return replace(found, assumed={**found.assumed, **own})
 
 
 def _assumed(
@@ -197,8 +236,10 @@ def _assumed(
     return {}
 
 
-def _ranked(entrants: Sequence[_Entrant], split: Sequence[Part]) -> list[Candidate]:
-    """Score all on the same requests, and order them by their criterion."""
+def _ranked(
+    entrants: Sequence[_Entrant], split: Sequence[Part], metrics: tuple[str, ...]
+) -> tuple[list[Candidate], tuple[str, ...]]:
+    """Score all on the same requests, and order them by their criterion; also return the metrics that count."""
     held_out: list[list[Comparison]] = [[] for _ in entrants]
     fitted: list[list[Comparison]] = [[] for _ in entrants]
     traces = [trace for trace, _ in entrants[0].runs]
@@ -207,18 +248,22 @@ def _ranked(entrants: Sequence[_Entrant], split: Sequence[Part]) -> list[Candida
             predictions = [entrant.predicted[number][place] for entrant in entrants]
             there = [one for one in predictions if one is not None]
             leave_out = frozenset[str]().union(*(cold_requests(one) | _not_served(one) for one in there))
+            impossible = [
+                impossible_requests(*entrant.runs[place]) for entrant in entrants if trace.batches is not None
+            ]
+            leave_out = leave_out.union(*impossible)
             for rows, found in ((part.scored[place], held_out), (part.fitted[place], fitted)):
                 for mine, predicted in zip(found, predictions, strict=True):
                     if rows is not None and predicted is not None:
                         mine.append(compared(trace, predicted, rows, leave_out))
-    errors = [_errors(comparisons) for comparisons in held_out]
+    errors = [_errors(comparisons, metrics) for comparisons in held_out]
     if not (~np.isnan(errors[0])).any():
         raise InputError("no held-out request can be compared")
-    known = (~np.isnan(errors[0])).any(axis=0)
+    known: Any = (~np.isnan(errors[0])).any(axis=0)
     errors = [one[:, known] for one in errors]
     criteria = [float(_criterion(one)) for one in errors]
     first = int(np.argmin(criteria))
-    return [
+    candidates = [
         Candidate(
             base=entrants[place].base,
             held_out=mean_errors(held_out[place]),
@@ -232,16 +277,17 @@ def _ranked(entrants: Sequence[_Entrant], split: Sequence[Part]) -> list[Candida
         )
         for place in np.argsort(criteria, kind="stable").tolist()
     ]
+    return candidates, tuple(metric for metric, there in zip(metrics, known, strict=True) if there)
 
 
 def _not_served(predicted: Trace) -> frozenset[str]:
     return frozenset(one for one, status in zip(predicted.ids, predicted.statuses, strict=True) if status != "ok")
 
 
-def _errors(comparisons: Sequence[Comparison]) -> Floats:
-    """Absolute relative errors, shape (requests, metrics), NaN where a request has no such metric."""
+def _errors(comparisons: Sequence[Comparison], metrics: Sequence[str]) -> Floats:
+    """Absolute relative errors, shape (requests or batches, metrics), NaN where one has no such metric."""
     columns = []
-    for metric in METRICS:
+    for metric in metrics:
         pairs = [comparison.pairs(metric) for comparison in comparisons]
         measured, predicted = (np.concatenate(side) for side in zip(*pairs, strict=True))
         columns.append(np.abs(predicted / np.where(measured > 0, measured, np.nan) - 1))

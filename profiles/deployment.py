@@ -148,7 +148,7 @@ def resolve(
             )
         config.validate()
         if hardware is not None:
-            hardware = _with_link(hardware, facts, asked["link"], config.tensor_parallel_size, assumed)
+            hardware = _with_link(hardware, facts, asked["link"], config.tensor_parallel_size, conflicts)
         options = profile.accelerator.options
         context = Context(shape, hardware, config, loaded.folder, Path(loaded.origin))
         device = build_accelerator(profile.accelerator.kind, options, context)
@@ -279,22 +279,27 @@ def _num_gpu_blocks(model: ModelShape | None, hardware: Hardware | None, config:
 
 
 def _with_link(
-    hardware: Hardware, facts: Facts, asked: Mapping[str, str], devices: int, assumed: dict[str, Any]
+    hardware: Hardware, facts: Facts, asked: Mapping[str, str], devices: int, conflicts: list[str]
 ) -> Hardware:
     """The hardware with the link that the command line or the trace says, over that of the datasheet."""
     if devices < 2:
         return hardware
     link, said = hardware.interconnect, facts.link or {}
-    bandwidth = float(said.get("bandwidth") or link.bandwidth)
-    latency = float(said.get("latency", link.latency))
-    if said:
-        assumed["link"] = f"{bandwidth / 1e9:.3g} GB/s, {1e6 * latency:.3g} us ({said.get('source', 'the trace')})"
-    if "bandwidth" in asked:
-        bandwidth = _seconds(asked, "link.bandwidth", 0.0, "bytes per second", 1.0, 1e15)
-    latency = _seconds(asked, "link.latency", latency)
-    if asked:
-        assumed["link"] = f"{bandwidth / 1e9:.3g} GB/s, {1e6 * latency:.3g} us (--set)"
+    stated = Interconnect(
+        link.kind, float(said.get("bandwidth") or link.bandwidth), float(said.get("latency", link.latency))
+    )
+    bandwidth = _seconds(asked, "link.bandwidth", stated.bandwidth, "bytes per second", 1.0, 1e15)
+    latency = _seconds(asked, "link.latency", stated.latency)
+    if stated != link and not asked:
+        conflicts.append(
+            f"link: the datasheet says {_in_words(link)}, the trace {_in_words(stated)} "
+            f"({said.get('source', 'its meta')}); the trace's is used"
+        )
     return replace(hardware, interconnect=Interconnect(link.kind, bandwidth, latency))
+
+
+def _in_words(link: Interconnect) -> str:
+    return f"{link.bandwidth / 1e9:.3g} GB/s and {1e6 * link.latency:.3g} us"
 
 
 def _seconds(

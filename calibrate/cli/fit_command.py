@@ -16,7 +16,7 @@ import numpy as np
 
 from calibrate.aggregates import AggregateComparison
 from calibrate.bootstrap import LEAST_RESAMPLES, SEED, Bootstrap, bootstrap
-from calibrate.cli.options import arrivals_of, load_traces, progress, render_text, write_output
+from calibrate.cli.options import load_runs, progress, render_text, write_output
 from calibrate.errors import BATCH_METRICS, Comparison
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
@@ -27,7 +27,6 @@ from calibrate.sanity import refuse_nonsense
 from calibrate.space import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, call_units
 from profiles.errors import InputError
 from profiles.profile import Accelerator, Call, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
-from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
 
@@ -137,17 +136,18 @@ def command(
             raise click.UsageError("--bootstrap and --plan are of one fit: leave them out with --compare")
         from calibrate.cli.fit_compare import compare
 
-        compare(traces, bases, holdout or "time:0.5", settings, model, assume_defaults, strength, style)
+        measured, notes = load_runs(traces, arrivals)
+        options = {"settings": settings, "model": model, "assume_defaults": assume_defaults, "strength": strength}
+        compare(measured, bases, holdout or "time:0.5", notes, style, cold_start=cold_start, **options)
         return
     if base is None or (target is None and not planned):
         raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
     loaded = load_profile(base)
     runs: list[Run] = []
-    notes: list[str] = []
     doubts: list[str] = []
-    chosen = zip(traces, arrivals_of(traces, arrivals), strict=True)
-    for trace in _served([trace for name, choice in chosen for trace in load_traces(name, choice)], notes):
+    measured, notes = load_runs(traces, arrivals)
+    for trace in measured:
         deployment = resolved(loaded, trace, settings=settings, model=model, assume_defaults=assume_defaults)
         doubts += refuse_nonsense(trace, deployment)
         runs.append((trace, deployment))
@@ -203,15 +203,6 @@ def command(
     text = render_text(_view(document, fit), None)
     if text is not None:
         click.echo(text, nl=False)
-
-
-def _served(traces: list[Trace], notes: list[str]) -> list[Trace]:
-    """Leave out traces of several none of whose batches was served, and say so."""
-    empty = [one.name for one in traces if one.batches is not None and not (one.statuses == "ok").any()]
-    if not empty or len(empty) == len(traces):
-        return traces
-    notes.append(f"left out, as no batch was served: {', '.join(empty)}")
-    return [one for one in traces if one.name not in empty]
 
 
 def _resampled(fit: ProfileFit, resamples: int, jobs: int) -> Bootstrap:

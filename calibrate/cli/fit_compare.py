@@ -4,51 +4,38 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from calibrate.cli.options import load_traces, progress, render_text
+from calibrate.cli.options import progress, render_text
+from calibrate.errors import BATCH_METRICS
 from calibrate.holdout import parts
 from calibrate.model_comparison import Candidate, Ranking, rank
+from replay.trace import Trace
 
 SCHEMA = "servecal.fit-compare/1"
-CRITERION = "mean of the held-out MAPEs of TTFT, TPOT and E2E"
-NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"} | {name: name.replace("_", " ") for name in BATCH_METRICS}
 
 
 def compare(
-    names: tuple[str, ...],
-    bases: tuple[str, ...],
-    scheme: str,
-    settings: tuple[str, ...],
-    model: str | None,
-    assume_defaults: bool,
-    strength: float | None,
-    style: str,
+    traces: Sequence[Trace], bases: Sequence[str], scheme: str, notes: Sequence[str], style: str, **options: Any
 ) -> None:
-    """Fit each base to the same part of the traces, print them ranked."""
+    """Fit each base to the same part of the traces, print them ranked; ``options`` are those of ``rank``."""
     begun = time.monotonic()
-    traces = [trace for name in names for trace in load_traces(name)]
     with progress(len(bases) * len(parts(scheme, traces)), "fits") as advance:
-        ranking = rank(
-            traces,
-            bases,
-            scheme,
-            settings=settings,
-            model=model,
-            assume_defaults=assume_defaults,
-            strength=strength,
-            progress=advance,
-        )
+        ranking = rank(traces, bases, scheme, progress=advance, **options)
     document = {
         "schema": SCHEMA,
         "traces": [{"name": trace.name, "digest": trace.digest()} for trace in traces],
         "holdout": scheme,
-        "criterion": CRITERION,
+        "criterion": f"mean of the held-out MAPEs of {', '.join(NAMES[name] for name in ranking.metrics)}",
         "ranking": [_entry(one) for one in ranking.candidates],
         "failed": [{"base": name, "reason": why} for name, why in ranking.failed.items()],
         "sentences": _sentences(ranking),
+        "warnings": ranking.warnings,
+        "notes": list(notes),
         "assumed": ranking.assumed,
         "seconds": round(time.monotonic() - begun, 3),
     }
@@ -80,15 +67,15 @@ def _entry(one: Candidate) -> dict[str, Any]:
 def _sentences(ranking: Ranking) -> list[str]:
     """Say what the intervals allow to say."""
     first, *others = ranking.candidates
-    requests = max(one["n"] for one in first.held_out.values())
+    count = max(one["n"] for one in first.held_out.values())
+    held = f"{count} {'batches' if set(ranking.metrics) <= set(BATCH_METRICS) else 'requests'}"
     said = []
     for one in others:
         low, high = (100 * bound for bound in one.behind_ci95)
         difference = f"{100 * one.behind:.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
         if one.tied:
             said.append(
-                f"{one.base.origin} and {first.base.origin} cannot be told apart on these {requests} requests "
-                f"({difference})"
+                f"{one.base.origin} and {first.base.origin} cannot be told apart on these {held} ({difference})"
             )
         else:
             said.append(f"{one.base.origin} is worse than {first.base.origin} by {difference}")
@@ -103,15 +90,16 @@ def _view(document: dict[str, Any]) -> Any:
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column(f"held out, {document['holdout']}", overflow="fold")
-    for column in (*NAMES.values(), "mean", "in sample", "numbers", "fit"):
+    names = document["ranking"][0]["holdout"]
+    for column in (*(NAMES[name] for name in names), "mean", "in sample", "numbers", "fit"):
         table.add_column(column, justify="right", no_wrap=True)
     for place, one in enumerate(document["ranking"], start=1):
         held, fitted = one["holdout"], one["in_sample"]
-        sample = [fitted[name]["mape"] for name in NAMES if name in fitted]
+        sample = [fitted[name]["mape"] for name in names if name in fitted]
         table.add_row(
             str(place),
             one["base"],
-            *(_percent(held[name]["mape"], held[name]["mape_ci95"]) if name in held else "-" for name in NAMES),
+            *(_percent(held[name]["mape"], held[name]["mape_ci95"]) if name in held else "-" for name in names),
             _percent(one["criterion"], one["criterion_ci95"]),
             f"{100 * sum(sample) / len(sample):.2f} %" if sample else "-",
             f"{one['coefficients']:,}",
@@ -121,6 +109,8 @@ def _view(document: dict[str, Any]) -> Any:
     parts += [Text(f"-  {one['base']}: {one['reason']}") for one in document["failed"]]
     parts += [Text(), Text(f"ranked by the {document['criterion']}; below each its 95 % interval")]
     parts += [Text(line) for line in document["sentences"]]
+    parts += [Text(f"warning: {line}") for line in document["warnings"]]
+    parts += [Text(f"note: {line}") for line in document["notes"]]
     for name, values in document["assumed"].items():
         parts.append(Text(f"assumed for all: {', '.join(f'{key}={values[key]}' for key in sorted(values))} ({name})"))
     return Group(*parts)

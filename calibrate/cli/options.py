@@ -173,6 +173,28 @@ def load_traces(name: str, arrivals: str = "measured") -> list[Trace]:
     return [load_trace(f"{name}#{one}" if len(levels) > 1 else name, arrivals) for one in levels or [""]]
 
 
+def load_runs(names: Sequence[str], arrivals: Sequence[str]) -> tuple[list[Trace], list[str]]:
+    """Read all traces that are to be fitted, and say what was left out of them.
+
+    Parameters
+    ----------
+    names : sequence of str
+    arrivals : sequence of str
+        As for ``arrivals_of``.
+
+    Raises
+    ------
+    InputError
+        As ``load_traces``.
+    """
+    chosen = zip(names, arrivals_of(names, arrivals), strict=True)
+    traces = [trace for name, choice in chosen for trace in load_traces(name, choice)]
+    empty = [one.name for one in traces if one.batches is not None and not (one.statuses == "ok").any()]
+    if not empty or len(empty) == len(traces):
+        return traces, []
+    return [one for one in traces if one.name not in empty], [f"left out, as no batch was served: {', '.join(empty)}"]
+
+
 def _with_catalogue(trace: Trace, located: Located) -> Trace:
     """Fill in what the trace does not say of its engine and the catalogue does."""
     entry = located.entry
