@@ -10,48 +10,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from synthetic import ARGUMENTS, TRUTH, changed, deployment, with_seconds, workload
 
 from calibrate.cli.options import arrivals_of
 from calibrate.client_schedule import is_client_side
 from calibrate.fit import ProfileFit
 from calibrate.front_end import Bounds, fit_front_end
 from calibrate.holdout import hold_out, mean_errors, score
-from calibrate.space import LINEAR_UNITS, FittedCoefficient, with_coefficients
+from calibrate.space import LINEAR_UNITS
 from calibrate.token_times import follow
-from profiles.deployment import Facts, resolve
 from profiles.errors import InputError
-from profiles.profile import FrontEnd, load_profile
+from profiles.profile import FrontEnd
 from replay.run import replay
 from replay.trace import Trace, requests_table
 
-TRUTH = {
-    "step": 8e-3,
-    "sequence": 2e-5,
-    "token": 4e-5,
-    "prefill_step": 2e-3,
-    "prefill_attention": 1e-8,
-    "decode_attention": 2e-7,
-}
+SECONDS = TRUTH | {"step": 8e-3}
 WAY = FrontEnd(per_request=0.012, per_prompt_token=10e-6)
-ARGUMENTS = {
-    "max_num_seqs": 32,
-    "max_num_batched_tokens": 512,
-    "max_model_len": 4096,
-    "num_gpu_blocks": 4000,
-    "block_size": 16,
-}
 
 
-def deployment(version="0.19.0", **changes):
-    facts = Facts(model="llama-3.2-1b", version=version, arguments=ARGUMENTS | changes)
-    return resolve(load_profile("linear"), facts)
-
-
-def true_deployment(base, way=WAY):
-    values = [
-        FittedCoefficient(name, seconds / LINEAR_UNITS[name], (0.0, 0.0), 0.0, True) for name, seconds in TRUTH.items()
-    ]
-    return replace(with_coefficients(base, values), front_end=way)
+def served(base, way=WAY):
+    """The engine behind what clients see."""
+    return replace(with_seconds(base, SECONDS), front_end=way)
 
 
 def client_run(seed=1, count=150, rate=8.0, jitter=0.5e-3, version="0.19.0", stalls=(), way=WAY, **changes):
@@ -60,19 +39,16 @@ def client_run(seed=1, count=150, rate=8.0, jitter=0.5e-3, version="0.19.0", sta
     Also return the iteration of every token, and the base deployment.
     """
     random = np.random.default_rng(seed)
-    arrival = np.cumsum(random.exponential(1 / rate, count))
-    columns = {
-        "id": [f"r{place}" for place in range(count)],
-        "status": ["ok"] * count,
-        "arrival": arrival - arrival[0],
-        "prompt_tokens": random.integers(20, 900, count),
-        "output_tokens": random.integers(5, 120, count),
-        "token_times": [[0.0]] * count,
-    }
-    meta = {"name": f"client-{seed}", "warmed_up": True, "clock": {"kind": "run"}, "vantage": "client"}
-    base = deployment(version, **changes)
-    workload = Trace(requests_table(columns, count), meta)
-    predicted = replay(workload, true_deployment(base, way), record_iterations=True).predicted
+    sent = workload(
+        random,
+        count,
+        rate,
+        columns=lambda _: {"token_times": [[0.0]] * count},
+        name=f"client-{seed}",
+        vantage="client",
+    )
+    base = deployment(version, max_num_seqs=32, **changes)
+    predicted = replay(sent, served(base, way), record_iterations=True).predicted
     produced = [np.array(one) for one in predicted.lists("token_times")]
     table = predicted.iterations
     ends = np.round((table["start"].to_numpy() + table["duration"].to_numpy()) * 1e9).astype(int)
@@ -83,17 +59,12 @@ def client_run(seed=1, count=150, rate=8.0, jitter=0.5e-3, version="0.19.0", sta
         for begin, length in stalls:
             late = np.where((late > begin) & (late < begin + length), begin + length, late)
         seen.append(np.maximum.accumulate(late))
-    columns |= {
+    times = {
         "token_times": [one.tolist() for one in seen],
         "first_token": [one[0] for one in seen],
         "last_token": [one[-1] for one in seen],
     }
-    return Trace(requests_table(columns, count), meta), numbers, base
-
-
-def changed(trace, **columns):
-    every = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
-    return replace(trace, requests=requests_table(every | columns, len(trace)), _columns={})
+    return changed(sent, **times), numbers, base
 
 
 def same_iterations(found, numbers):
@@ -142,7 +113,7 @@ def test_known_coefficients_and_the_way_are_found_from_token_times(version, asyn
     fit = ProfileFit().fit([(trace, base, None)])
     values = {one.name: one.value * LINEAR_UNITS[one.name] for one in fit.coefficients_}
     for name in ("step", "token", "decode_attention"):
-        assert values[name] == pytest.approx(TRUTH[name], rel=0.05)
+        assert values[name] == pytest.approx(SECONDS[name], rel=0.05)
     way = fit.front_end_
     assert way.per_request == pytest.approx(WAY.per_request, abs=0.003)
     assert way.per_prompt_token == pytest.approx(WAY.per_prompt_token, abs=5e-6)
@@ -269,7 +240,7 @@ def test_old_engines_hand_tokens_on_when_the_next_step_is_launched():
         "token_times": [[0.0]] * 2,
     }
     trace = Trace(requests_table(columns, 2), {"name": "two", "warmed_up": True, "clock": {"kind": "run"}})
-    truth = [true_deployment(deployment(version, async_scheduling=False)) for version in ("0.6.3", "0.8.0", "0.5.0")]
+    truth = [served(deployment(version, async_scheduling=False)) for version in ("0.6.3", "0.8.0", "0.5.0")]
     old, new, oldest = (replay(trace, one, record_iterations=True).predicted for one in truth)
     times, ends = old.lists("token_times"), np.cumsum(old.iterations["duration"].to_numpy())
     # The second prompt's step hands on the first's first token; a step of decodes is launched at once.
@@ -308,7 +279,11 @@ def servecal(folder, *arguments):
 def test_the_command_fits_a_clients_file_and_reports_use_its_front_end(tmp_path):
     trace, _, _ = client_run(count=150)
     (tmp_path / "run.json").write_text(json.dumps(serve_result(trace)))
-    settings = [part for name, value in ARGUMENTS.items() for part in ("--set", f"engine.{name}={value}")]
+    settings = [
+        part
+        for name, value in (ARGUMENTS | {"max_num_seqs": 32}).items()
+        for part in ("--set", f"engine.{name}={value}")
+    ]
     fitted = servecal(tmp_path, "fit", "run.json", "--base", "linear", "-o", "fit.yaml", *settings)
     assert fitted.returncode == 0, fitted.stderr
     assert "front end: 1" in fitted.stdout

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from synthetic import TRUTH, changed, deployment, run, with_seconds
 
 from calibrate.fit import ProfileFit
 from calibrate.gauss_newton import Prior, refine
@@ -17,41 +18,8 @@ from calibrate.holdout import hold_out, mean_errors, parts, score
 from calibrate.reconstruction import reconstruct
 from calibrate.simulated import SimulatedRun
 from calibrate.space import LINEAR_UNITS, CoefficientSpace, with_coefficients
-from profiles.deployment import Facts, resolve
 from profiles.errors import InputError
-from profiles.profile import load_profile
-from replay.run import replay
-from replay.trace import Trace, requests_table
-
-TRUTH = {
-    "step": 4e-3,
-    "sequence": 2e-5,
-    "token": 4e-5,
-    "prefill_step": 2e-3,
-    "prefill_attention": 1e-8,
-    "decode_attention": 2e-7,
-}
-ARGUMENTS = {
-    "max_num_seqs": 16,
-    "max_num_batched_tokens": 512,
-    "max_model_len": 4096,
-    "num_gpu_blocks": 4000,
-    "block_size": 16,
-}
-
-
-def deployment(**changes):
-    facts = Facts(model="llama-3.2-1b", version="0.19.0", arguments=ARGUMENTS | changes)
-    return resolve(load_profile("linear"), facts)
-
-
-def true_deployment(base):
-    from calibrate.fit import FittedCoefficient
-
-    values = [
-        FittedCoefficient(name, seconds / LINEAR_UNITS[name], (0.0, 0.0), 0.0, True) for name, seconds in TRUTH.items()
-    ]
-    return with_coefficients(base, values)
+from replay.trace import requests_table
 
 
 def iterations_only(space):
@@ -63,48 +31,11 @@ def true_values(space):
     return np.array([TRUTH[name] / LINEAR_UNITS[name] for name in space.names])
 
 
-def run(seed=1, count=120, rate=6.0, asynchronous=True, noise=0.0):
-    """A trace that the simulator made from known coefficients; with noise, step times vary."""
-    random = np.random.default_rng(seed)
-    arrival = np.cumsum(random.exponential(1 / rate, count))
-    workload = Trace(
-        requests_table(
-            {
-                "id": [f"r{place}" for place in range(count)],
-                "status": ["ok"] * count,
-                "arrival": arrival - arrival[0],
-                "prompt_tokens": random.integers(20, 900, count),
-                "output_tokens": random.integers(5, 120, count),
-            },
-            count,
-        ),
-        {"name": f"synthetic-{seed}", "warmed_up": True, "clock": {"kind": "run"}},
-    )
-    base = deployment(async_scheduling=asynchronous)
-    truth = true_deployment(base)
-    if noise:
-        plain = truth.accelerator
-
-        class Noisy:
-            components = plain.components
-            coefficients = plain.coefficients
-            host = plain.host
-
-            def step(self, batch):
-                factor = max(0.5, 1 + random.normal(0, noise))
-                return tuple(factor * part for part in plain.step(batch))
-
-        truth = replace(truth, accelerator=Noisy())
-    predicted = replay(workload, truth, record_iterations=True).predicted
-    measured = replace(predicted, iterations=None, _columns={}).with_meta(name=workload.name)
-    return measured, predicted.iterations, base
-
-
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_the_schedule_is_recovered_from_the_stamps_alone(asynchronous):
     trace, iterations, base = run(asynchronous=asynchronous, rate=15.0)
     # The very batches that the engine computed, from the first stamp to the last.
-    space = true_deployment(base).accelerator
+    space = with_seconds(base, TRUTH).accelerator
     found = reconstruct(
         trace, base.config, lambda batch: sum(space.step(batch)), lambda _: lambda b: sum(space.step(b))
     )
@@ -217,14 +148,11 @@ def test_too_little_data_is_refused(count):
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["preemptions told", "not told"])
-def test_a_run_with_preemptions_is_fitted_all_the_same(told, monkeypatch):
-    monkeypatch.setitem(ARGUMENTS, "num_gpu_blocks", 120)
-    trace, _, base = run(count=150, rate=9.0, noise=0.02)
+def test_a_run_with_preemptions_is_fitted_all_the_same(told):
+    trace, _, base = run(count=150, rate=9.0, noise=0.02, num_gpu_blocks=120)
     assert trace.column("preemptions").sum() > 10
     if not told:
-        columns = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
-        columns["preemptions"] = [None] * len(trace)
-        trace = replace(trace, requests=requests_table(columns, len(trace)), _columns={})
+        trace = changed(trace, preemptions=None)
     fit = ProfileFit().fit([(trace, base, None)])
     assert fit.simulations_ > 0
     errors = mean_errors(score([(trace, base)], fit, [np.ones(len(trace), dtype=bool)]))
@@ -236,9 +164,7 @@ def test_a_run_with_preemptions_is_fitted_all_the_same(told, monkeypatch):
 def test_latencies_alone_tell_the_coefficients_if_the_start_is_near(monkeypatch):
     # Nothing but first and last tokens, as a client without token times has them.
     trace, _, base = run(count=150, rate=12.0, noise=0.01)
-    columns = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
-    columns |= {"queued": [None] * len(trace), "scheduled": [None] * len(trace)}
-    trace = replace(trace, requests=requests_table(columns, len(trace)), _columns={})
+    trace = changed(trace, queued=None, scheduled=None)
     learned = ProfileFit().fit([(*run(count=60)[::2], None)]).coefficients_
     start = with_coefficients(base, [replace(one, value=1.3 * one.value) for one in learned])
     fit = ProfileFit().fit([(trace, start, None)])
@@ -251,7 +177,7 @@ def test_latencies_alone_tell_the_coefficients_if_the_start_is_near(monkeypatch)
 
 def test_the_jacobian_is_that_of_the_simulation():
     trace, _, base = run(count=60, rate=8.0)
-    truth = true_deployment(base)
+    truth = with_seconds(base, TRUTH)
     space = iterations_only(CoefficientSpace(truth))
     simulated = SimulatedRun(trace, base.config, space.features)
     values = true_values(space)
@@ -268,7 +194,7 @@ def test_the_jacobian_is_that_of_the_simulation():
 
 def test_steps_count_only_if_the_simulated_loss_falls():
     trace, _, base = run(count=80, rate=12.0, noise=0.05)
-    space = iterations_only(CoefficientSpace(true_deployment(base)))
+    space = iterations_only(CoefficientSpace(with_seconds(base, TRUTH)))
     simulated = SimulatedRun(trace, base.config, space.features)
     start = 1.2 * true_values(space)
     prior = Prior(start, space.spread, space.least, 1.0)

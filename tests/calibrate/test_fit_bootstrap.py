@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_fit import TRUTH, run
+from synthetic import TRUTH, run
 
 from calibrate.bootstrap import LEAST_RESAMPLES, bootstrap
 from calibrate.fit import ProfileFit

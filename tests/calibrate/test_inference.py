@@ -8,28 +8,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from synthetic import changed, deployment, workload
 
 from calibrate.fit import ProfileFit
 from calibrate.inference import infer_blocks, resolved, warm_up_requests
 from calibrate.space import CoefficientSpace
-from profiles.deployment import Facts, resolve
+from profiles.deployment import resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
 from replay.readers import read_trace
 from replay.run import facts_of, replay
-from replay.trace import TIMELINE, Trace, requests_table
+from replay.trace import TIMELINE
 
 CAPTURES = Path(__file__).resolve().parents[2] / "reference_traces/captures"
-
-
-def columns_of(trace):
-    return {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names}
-
-
-def changed(trace, **columns):
-    """The trace with columns replaced; None empties one."""
-    every = {name: one for name, one in (columns_of(trace) | columns).items() if one is not None}
-    return replace(trace, requests=requests_table(every, len(trace)), _columns={})
 
 
 def saying(trace, **arguments):
@@ -42,38 +33,32 @@ def saying(trace, **arguments):
 
 def rtx_4090(seed=0, rate=4.0, count=150, settings=(), hashes=None, **arguments):
     """A run of Llama-3.1-8B on an RTX 4090, whose 2,588 KV blocks nobody says; gauges every second."""
-    random = np.random.default_rng(seed)
-    arrival = np.cumsum(random.exponential(1 / rate, count))
     stated = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_model_len": 8192, **arguments}
     instants = np.arange(0.5, 300.0)
     empty = pa.nulls(instants.size, pa.float64())
-    columns = {
-        "id": [f"r{place}" for place in range(count)],
-        "status": ["ok"] * count,
-        "arrival": arrival - arrival[0],
-        "prompt_tokens": random.integers(100, 1500, count),
-        "output_tokens": random.integers(50, 400, count),
-    }
     meta = {
         "name": "stand-in",
         "model": "llama-3.1-8b",
-        "warmed_up": True,
-        "clock": {"kind": "run"},
         "engine": {"version": "0.19.0", "arguments": stated},
+        **({} if hashes is None else {"block_hash": {"block_size": 16}}),
     }
-    if hashes is not None:
-        columns["block_hashes"] = hashes(columns["prompt_tokens"])
-        meta["block_hash"] = {"block_size": 16}
-    workload = Trace(
-        requests_table(columns, count), meta, timeline=pa.table([pa.array(instants), *[empty] * 5], TIMELINE)
+    sent = workload(
+        np.random.default_rng(seed),
+        count,
+        rate,
+        (100, 1500),
+        (50, 400),
+        columns=None if hashes is None else lambda prompts: {"block_hashes": hashes(prompts)},
+        timeline=pa.table([pa.array(instants), *[empty] * 5], TIMELINE),
+        **meta,
     )
     truth = resolve(
         load_profile("roofline:rtx-4090"),
-        facts_of(workload),
+        facts_of(sent),
         settings=("engine.num_gpu_blocks=2588", *settings),
     )
-    predicted = replay(workload, truth).predicted
-    return replace(predicted, _columns={}).with_meta(**meta)
+    predicted = replay(sent, truth).predicted
+    return replace(predicted, _columns={}).with_meta(**sent.meta)
 
 
 def without_series(trace):
@@ -187,30 +172,12 @@ def small(seed, asynchronous, said=None, rate=9.0, version="0.19.0", count=120, 
     The first steps that compute prompts last 1.5 s longer (``compiles``).
     """
     random = np.random.default_rng(seed)
-    arrival = np.cumsum(random.exponential(1 / rate, count))
-    arguments = {"max_num_seqs": 16, "max_num_batched_tokens": 512, "max_model_len": 4096, "num_gpu_blocks": 4000}
-    if said is not None:
-        arguments["async_scheduling"] = said
-    workload = Trace(
-        requests_table(
-            {
-                "id": [f"r{place}" for place in range(count)],
-                "status": ["ok"] * count,
-                "arrival": arrival - arrival[0],
-                "prompt_tokens": random.integers(20, 900, count),
-                "output_tokens": random.integers(5, 120, count),
-            },
-            count,
-        ),
-        {"name": f"small-{seed}", "warmed_up": True, "clock": {"kind": "run"}},
-    )
-    loaded = load_profile("linear")
-    base = resolve(loaded, Facts(model="llama-3.2-1b", version=version, arguments=arguments))
+    sent = workload(random, count, rate, name=f"small-{seed}")
+    base = deployment(version, **({} if said is None else {"async_scheduling": said}))
     truth = CoefficientSpace(base).step_seconds(np.array([0.8, 0.2, 0.8, 0.4, 1.0, 2.0, 0.0, 0.0]))
 
-    class Noisy:
+    class Compiling:
         components = base.accelerator.components
-        coefficients = base.accelerator.coefficients
         host = base.accelerator.host
         left = compiles
 
@@ -220,9 +187,9 @@ def small(seed, asynchronous, said=None, rate=9.0, version="0.19.0", count=120, 
             seconds = compiled + truth(batch) * max(0.5, 1 + random.normal(0, 0.03))
             return (seconds, *(0.0 for _ in self.components[1:]))
 
-    engine = replace(base, accelerator=Noisy(), config=replace(base.config, async_scheduling=asynchronous))
-    predicted = replay(workload, engine).predicted
-    return replace(predicted, _columns={}).with_meta(name=workload.name, timeline=None), base
+    engine = replace(base, accelerator=Compiling(), config=replace(base.config, async_scheduling=asynchronous))
+    predicted = replay(sent, engine).predicted
+    return replace(predicted, _columns={}).with_meta(name=sent.name, timeline=None), base
 
 
 @pytest.mark.parametrize("version", ["0.12.0", "0.19.0"])

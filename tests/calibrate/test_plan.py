@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_fit import TRUTH, deployment, run, true_deployment
+from synthetic import TRUTH, Noisy, deployment, run, with_seconds
 
 from calibrate.fit import ProfileFit
 from calibrate.plan import plan
@@ -18,22 +18,10 @@ from replay.run import replay
 from replay.trace import Trace, requests_table
 
 
-class Noisy:
-    """An accelerator whose iterations vary."""
-
-    def __init__(self, plain, seed, noise):
-        self.plain, self.random, self.noise = plain, np.random.default_rng(seed), noise
-        self.components, self.coefficients, self.host = plain.components, plain.coefficients, plain.host
-
-    def step(self, batch):
-        factor = max(0.5, 1 + self.random.normal(0, self.noise))
-        return tuple(factor * part for part in self.plain.step(batch))
-
-
 def measured(recipe, base, seed, noise=0.03):
     """What is recorded if the recipe is sent to an engine of known coefficients."""
-    truth = true_deployment(base)
-    accelerator = Noisy(truth.accelerator, seed, noise)
+    truth = with_seconds(base, TRUTH)
+    accelerator = Noisy(truth.accelerator, np.random.default_rng(seed), noise)
     requests = recipe.sent(recipe.simulate(accelerator, base.config, lambda _: None))
     columns = {
         "id": [one.id for one in requests],

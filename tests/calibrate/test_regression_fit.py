@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import synthetic
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic import Noisy, workload
 
 from calibrate.fit import ProfileFit
 from calibrate.holdout import hold_out, mean_errors, parts, score
@@ -21,20 +23,13 @@ from profiles.deployment import resolve
 from profiles.errors import InputError
 from profiles.profile import Accelerator, Profile, load_profile
 from replay.run import facts_of, replay
-from replay.trace import Trace, requests_table
+from replay.trace import requests_table
 from simulator.accelerators.base import HostOverhead, WithHost
 from simulator.accelerators.linear import Linear
 from simulator.accelerators.regression import Regression
 from simulator.batch import Batch
 
-ARGUMENTS = {
-    "max_num_seqs": 24,
-    "max_num_batched_tokens": 512,
-    "max_model_len": 4096,
-    "num_gpu_blocks": 4000,
-    "block_size": 16,
-    "async_scheduling": True,
-}
+ARGUMENTS = synthetic.ARGUMENTS | {"max_num_seqs": 24, "async_scheduling": True}
 LINEAR = {"step": 4e-3, "sequence": 2e-5, "token": 4e-5, "prefill_step": 2e-3, "decode_attention": 2e-7}
 
 
@@ -50,38 +45,14 @@ class Knee:
 def run(device=None, seed=1, count=140, rate=12.0, noise=0.0, base="regression"):
     """A trace that the simulator made, with its recorded iterations, and the deployment of a base."""
     random = np.random.default_rng(seed)
-    arrival = np.cumsum(random.exponential(1 / rate, count))
-    workload = Trace(
-        requests_table(
-            {
-                "id": [f"r{place}" for place in range(count)],
-                "status": ["ok"] * count,
-                "arrival": arrival - arrival[0],
-                "prompt_tokens": random.integers(20, 900, count),
-                "output_tokens": random.integers(5, 120, count),
-            },
-            count,
-        ),
-        {
-            "name": f"synthetic-{seed}",
-            "warmed_up": True,
-            "clock": {"kind": "run"},
-            "model": "llama-3.2-1b",
-            "engine": {"version": "0.19.0", "arguments": ARGUMENTS},
-        },
-    )
-    deployment = resolve(load_profile(base), facts_of(workload))
+    engine = {"version": "0.19.0", "arguments": ARGUMENTS}
+    sent = workload(random, count, rate, name=f"synthetic-{seed}", model="llama-3.2-1b", engine=engine)
+    deployment = resolve(load_profile(base), facts_of(sent))
     truth = WithHost(device or Knee(), HostOverhead(0.0))
 
-    class Noisy:
-        components = truth.components
-
-        def step(self, batch):
-            factor = max(0.5, 1 + random.normal(0, noise)) if noise else 1.0
-            return tuple(factor * part for part in truth.step(batch))
-
-    predicted = replay(workload, replace(deployment, accelerator=Noisy()), record_iterations=True).predicted
-    measured = replace(predicted, _columns={}).with_meta(**workload.meta)
+    accelerator = Noisy(truth, random, noise)
+    predicted = replay(sent, replace(deployment, accelerator=accelerator), record_iterations=True).predicted
+    measured = replace(predicted, _columns={}).with_meta(**sent.meta)
     return measured, deployment
 
 
@@ -225,14 +196,35 @@ def test_bases_are_ranked_by_what_they_predict_of_the_same_requests():
     assert mean_errors(comparisons) == next(one for one in others if one.base.origin == "linear").held_out
 
 
+def test_a_link_that_the_trace_states_is_no_engine_argument():
+    trace, _ = run(count=60)
+    arguments = ARGUMENTS | {"tensor_parallel_size": 2}
+    link = {"bandwidth": 16e9, "latency": 20e-6, "source": "cluster_config.json"}
+    trace = trace.with_meta(engine={"version": "0.19.0", "arguments": arguments}, link=link)
+    ranking = rank([trace], ["roofline:h100-sxm", "linear"], "time:0.5")
+    assert not ranking.failed
+    assert len(ranking.candidates) == 2
+    found = resolve(load_profile("roofline:h100-sxm"), facts_of(trace))
+    assert found.hardware.interconnect.bandwidth == 16e9
+    assert "link" not in found.assumed
+    assert any("16 GB/s and 20 us (cluster_config.json); the trace's is used" in line for line in found.conflicts)
+
+
+def test_a_base_that_the_run_contradicts_is_not_ranked():
+    trace, _ = run(count=60)
+    ranking = rank([trace], ["linear", "roofline:l4"], "time:0.5")
+    assert [one.base.origin for one in ranking.candidates] == ["linear"]
+    assert "faster than the weights can be read" in ranking.failed["roofline:l4"]
+
+
 def test_all_bases_run_the_same_engine():
     trace, _ = run(count=60)
     arguments = {name: value for name, value in ARGUMENTS.items() if name != "num_gpu_blocks"}
     trace = trace.with_meta(engine={"version": "0.19.0", "arguments": arguments})
     with pytest.raises(InputError, match="num_gpu_blocks"):
         resolve(load_profile("linear"), facts_of(trace))
-    ranking = rank([trace], ["linear", "roofline:l4"], "time:0.5")
-    blocks = resolve(load_profile("roofline:l4"), facts_of(trace)).config.num_gpu_blocks
+    ranking = rank([trace], ["linear", "roofline:h100-sxm"], "time:0.5")
+    blocks = resolve(load_profile("roofline:h100-sxm"), facts_of(trace)).config.num_gpu_blocks
     assert ranking.assumed["synthetic-1"]["num_gpu_blocks"] == blocks
     assert not ranking.failed
     assert len(ranking.candidates) == 2

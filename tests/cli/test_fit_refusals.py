@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from synthetic import changed, workload
 
 from profiles.deployment import Facts, resolve
 from profiles.profile import load_profile
 from replay.readers import read_trace
 from replay.run import replay
-from replay.trace import TIMELINE, Trace, requests_table
+from replay.trace import TIMELINE
 
 CAPTURE = Path(__file__).resolve().parents[2] / "reference_traces/captures/vllm-cpu-shared-prefix"
 STAMPS = ("queued", "scheduled", "first_token", "last_token")
@@ -29,39 +30,16 @@ ARGUMENTS = {
 @pytest.fixture(scope="module")
 def sound():
     """A run that the simulator made: Llama-3.1-8B on an L4's datasheet."""
-    random = np.random.default_rng(3)
-    count = 60
-    arrival = np.cumsum(random.exponential(1.0, count))
-    arrival -= arrival[0]
-    workload = Trace(
-        requests_table(
-            {
-                "id": [f"r{place}" for place in range(count)],
-                "status": ["ok"] * count,
-                "nominal_arrival": arrival,
-                "arrival": arrival,
-                "prompt_tokens": random.integers(100, 900, count),
-                "output_tokens": random.integers(20, 60, count),
-            },
-            count,
-        ),
-        {"name": "sound", "clock": {"kind": "run"}},
-    )
-    facts = Facts(model="llama-3.1-8b", version="0.19.0", arguments=ARGUMENTS)
-    truth = resolve(load_profile("roofline:l40s"), facts)
     meta = {
         "name": "sound",
         "model": "llama-3.1-8b",
-        "warmed_up": True,
-        "clock": {"kind": "run"},
         "engine": {"version": "0.19.0", "arguments": ARGUMENTS},
     }
-    return replace(replay(workload, truth).predicted, _columns={}).with_meta(**meta, source=None)
-
-
-def changed(trace, **columns):
-    every = {name: trace.requests.column(name).combine_chunks() for name in trace.requests.column_names} | columns
-    return replace(trace, requests=requests_table(every, len(trace)), _columns={})
+    sent = workload(np.random.default_rng(3), 60, 1.0, (100, 900), (20, 60), **meta)
+    sent = changed(sent, nominal_arrival=sent.column("arrival"))
+    facts = Facts(model="llama-3.1-8b", version="0.19.0", arguments=ARGUMENTS)
+    truth = resolve(load_profile("roofline:l40s"), facts)
+    return replace(replay(sent, truth).predicted, _columns={}).with_meta(**sent.meta, source=None)
 
 
 def some(trace, rows):
