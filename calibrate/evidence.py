@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.gauss_newton import HUBER, Fitted, going_together
-from calibrate.least_squares import deviations
+from calibrate.gauss_newton import Fitted
+from calibrate.least_squares import deviations, going_together, robust, scatter
 from calibrate.space import SHORTEST, CoefficientSpace, Equations, FittedCoefficient
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -69,7 +69,7 @@ class SpanNoise:
     @classmethod
     def of(cls, off: Floats, equations: Equations) -> SpanNoise:
         """Learn it from residuals, in seconds, of equations."""
-        size = max(1.4826 * float(np.median(np.abs(off) * equations.weights)), 1e-9)
+        size = max(scatter(off * equations.weights), 1e-9)
         seconds, errors = np.log(equations.seconds), np.abs(off)
         varied = seconds - seconds.mean()
         floor = max(1e-3 * float(np.median(errors)), 1e-12)
@@ -77,7 +77,7 @@ class SpanNoise:
         growth = float(np.clip(slope, 0.0, 1.0))
         # The middle of what is left when growth is taken off.
         middle = float(np.exp(seconds.mean()))
-        return cls(size, (middle, 1.4826 * float(np.median(errors * (middle / equations.seconds) ** growth))), growth)
+        return cls(size, (middle, scatter(errors * (middle / equations.seconds) ** growth)), growth)
 
     def assumed(self, spans: Floats) -> Floats:
         """Deviation, in seconds, of spans of that many seconds, as the fit weights them."""
@@ -144,9 +144,9 @@ class Evidence:
 
     def _of_equations(self, equations: Equations, off: Floats, noise: float, place: Floats) -> Group:
         base = equations.weights
-        robust = np.sqrt(np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off) * base, 1e-15)))
-        scale = base * robust / (noise * np.sqrt(self.temper))
-        return Group(equations.features * self.space.spread * scale[:, None], off * scale, robust >= 1, place)
+        weights = robust(off * base / noise)
+        scale = base * weights / (noise * np.sqrt(self.temper))
+        return Group(equations.features * self.space.spread * scale[:, None], off * scale, weights >= 1, place)
 
     def coefficients(self) -> list[FittedCoefficient]:
         """Values with their intervals."""

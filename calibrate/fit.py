@@ -1,10 +1,13 @@
 """Fitting a profile's coefficients to what a run measured, with uncertainty.
 
 An iteration's time is a sum of components, each times a coefficient that is not negative. Where the iterations are
-recorded, or can be reconstructed from the stamps that requests share (``calibrate.reconstruction``), the measured
-time between two iteration ends is a linear equation in the coefficients: bounded least squares, robust against single
-wrong equations, pulled towards the base profile by as much as cross-validation inside the training part finds best.
-What the data cannot tell so stays at physics. The fit is then checked end to end by simulation (``calibrate.holdout``).
+recorded, or can be reconstructed from the stamps that requests share (``calibrate.reconstruction``) or from token times
+that clients saw (``calibrate.client_schedule``), the measured time between two iteration ends is a linear equation in
+the coefficients, as is the time of an offline batch: bounded least squares, robust against single wrong equations,
+pulled towards the base profile by as much as cross-validation inside the training part finds best. What the data cannot
+tell so stays at physics. Where the schedule cannot be told (preempted requests, clients without token times, aggregates
+of a load level), or the equations err together, simulated latencies are fitted (``calibrate.gauss_newton``). The fit
+is then checked end to end by simulation (``calibrate.holdout``).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from calibrate.evidence import Evidence
 from calibrate.front_end import Bounds, FittedFrontEnd, fit_front_end
 from calibrate.gauss_newton import Effort, Fitted, LinearRows, Prior, best_start, refine, scaled_start
 from calibrate.inference import Finding, infer_blocks, infer_scheduling, warm_up_finding
-from calibrate.least_squares import SYSTEMATIC, best_strength, solve, systematic
+from calibrate.least_squares import SYSTEMATIC, best_strength, scatter, solve, systematic
 from calibrate.reconstruction import (
     NotRecoverable,
     Reconstruction,
@@ -64,6 +67,8 @@ SOME_STEPS = ("several_tokens", "several_tiles")
 """Terms of large steps that are else like the per-step one."""
 LEAST_CONTRAST = 0.05
 """Share of the iterations that must have such a term, and must not, for it to be a coefficient."""
+ROUGH = 0.01
+"""Weight of the prior where only a rough idea of step times is needed."""
 HELD = 1e-6
 """Prior deviation of a coefficient that is not learned."""
 _HOST_PLACE = {name: place for place, name in enumerate(HOST_COMPONENTS)}
@@ -154,8 +159,8 @@ class ProfileFit:
         Raises
         ------
         InputError
-            If a trace has neither recorded iterations nor the stamps to reconstruct them, or if what was measured
-            contradicts itself.
+            If a trace has no recorded iterations, no stamps to reconstruct them, no latencies and no aggregates, if
+            these are too few to tell the coefficients, or if what was measured contradicts itself.
         """
         client = any(trace.meta.get("vantage") == "client" for trace, _, _ in runs)
         space = CoefficientSpace(runs[0][1], client)
@@ -202,14 +207,15 @@ class ProfileFit:
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
             )
         self.iterations_, self.equations_ = sum(steps for _, steps in seen), len(equations)
-        self.domain_ = {**(_domain([batch for batch, _ in seen]) if seen else {}), **_prompts(runs)}
+        prompts = _prompts(runs)
+        self.domain_ = _domain([batch for batch, _ in seen]) if seen else {}
+        if prompts.size:
+            self.domain_["prompt_tokens"] = [int(prompts.min()), int(prompts.max())]
         told = _told(space, seen, any(trace.batches is not None for trace, _, _ in runs))
         # What is not learned stays what the base profile says.
         space.spread[~told] = HELD
         self._learn(space, told, equations, simulate, complete, _together(space, rough))
-        prompts = [trace.column("prompt_tokens")[slice(None) if known is None else known] for trace, _, known in runs]
-        lengths = np.concatenate(prompts)
-        self.sentences_ += _what_was_seen(seen, lengths[~np.isnan(lengths)], self.coefficients_)
+        self.sentences_ += _what_was_seen(seen, prompts, self.coefficients_)
         if all(holds_aggregates(trace) for trace, _, _ in runs):
             self.sentences_ += _what_aggregates_tell(self.coefficients_)
         self._take_front_end(runs)
@@ -264,13 +270,8 @@ class ProfileFit:
     def _schedule(self, trace: Trace, deployment: Deployment, known: Rows | None) -> tuple[Reconstruction, StepSeconds]:
         """The reconstruction of a run from engine stamps, made once for every configuration, and its step times."""
         key = id(trace), deployment.config
-        space = CoefficientSpace(deployment)
-
-        def refined(found: Reconstruction) -> Any:
-            return space.step_seconds(solve(space, space.equations(found.spans()), 0.01)[0])
-
+        prior, refined = _step_seconds(deployment)
         if key not in self._schedules:
-            prior = space.step_seconds(space.prior)
             self._schedules[key] = reconstruct(trace, deployment.config, prior, refined, known)
         return self._schedules[key], refined(self._schedules[key])
 
@@ -335,13 +336,8 @@ class ProfileFit:
     def _spans(self, trace: Trace, deployment: Deployment, known: Rows | None) -> list[tuple[list[Batch], float]]:
         if trace.iterations is not None and known is None:
             return spans_of_recording(trace)
-        space = CoefficientSpace(deployment)
-
-        def refined(found: Reconstruction) -> Any:
-            return space.step_seconds(solve(space, space.equations(found.spans()), 0.01)[0])
-
-        prior = space.step_seconds(space.prior)
         if is_client_side(trace):
+            prior, refined = _step_seconds(deployment)
             client = reconstruct_client_side(trace, deployment.config, prior, refined, known)
             self._bounds.append(client.bounds)
             self.warnings_ += client.warnings
@@ -432,7 +428,7 @@ class ProfileFit:
         """Lower the error of simulated latencies from where the equations lead."""
         base = equations.weights
         off = (equations.features @ start - equations.seconds) * base
-        noise = max(1.4826 * float(np.median(np.abs(off))), 1e-9)
+        noise = max(scatter(off), 1e-9)
         rows = LinearRows(
             equations.features * (base / noise)[:, None], equations.seconds * base / noise, 1 / max(self.strength_, 1.0)
         )
@@ -443,6 +439,16 @@ class ProfileFit:
         """The places of latencies, by the runs' numbers among all that are fitted."""
         which, share = np.divmod(fitted.place, 1.0)
         return replace(fitted, place=np.array(self._simulated)[which.astype(int)] + share)
+
+
+def _step_seconds(deployment: Deployment) -> tuple[StepSeconds, Callable[[Reconstruction], StepSeconds]]:
+    """How long a batch takes: as expected before any data, and as a reconstructed schedule roughly tells."""
+    space = CoefficientSpace(deployment)
+
+    def refined(found: Reconstruction) -> StepSeconds:
+        return space.step_seconds(solve(space, space.equations(found.spans()), ROUGH)[0])
+
+    return space.step_seconds(space.prior), refined
 
 
 def _that_tell_latencies(space: CoefficientSpace, simulate: Sequence[Simulate]) -> list[Simulated]:
@@ -588,14 +594,14 @@ def _ends(values: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _prompts(runs: Sequence[Run]) -> dict[str, Any]:
-    """The range of prompt lengths among the requests that were fitted."""
+def _prompts(runs: Sequence[Run]) -> Floats:
+    """Prompt lengths of the requests that were fitted."""
     lengths = [
         trace.column("prompt_tokens")[(trace.statuses == "ok") & (True if known is None else known)]
         for trace, _, known in runs
     ]
-    every = np.concatenate(lengths)
-    return {"prompt_tokens": [int(every.min()), int(every.max())]} if every.size else {}
+    every: Floats = np.concatenate(lengths)
+    return every[~np.isnan(every)]
 
 
 def _what_aggregates_tell(coefficients: Sequence[FittedCoefficient]) -> list[str]:

@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import lsq_linear
 
+from calibrate.least_squares import HUBER, bounded, going_together, robust, scatter
 from calibrate.simulated import LATENCIES, Residuals, Simulated
 
 Floats = npt.NDArray[np.floating[Any]]
 
-HUBER = 1.5
-"""Residuals beyond this many times the noise pull with constant force."""
 LEAST_NOISE = (0.005, 0.001, 0.001)
 """Of TTFT, end-to-end and decode time as shares: an engine's stamps hold no more."""
 SCALES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0)
@@ -188,7 +186,7 @@ class _Problem:
         rows, residuals = [], []
         for one, noise, worth in zip(found, self.noise, self.worth, strict=True):
             off = one.values / noise[one.kinds]
-            weight = _robust(off) * np.sqrt(worth[one.kinds])
+            weight = robust(off) * np.sqrt(worth[one.kinds])
             rows.append(one.jacobian * (weight / noise[one.kinds])[:, None])
             residuals.append(off * weight)
         return np.concatenate(rows), np.concatenate(residuals)
@@ -200,7 +198,7 @@ class _Problem:
         matrices, targets = [rows * spread], [-residuals]
         if self.linear is not None:
             off = self.linear.matrix @ values - self.linear.target
-            weight = _robust(off) * np.sqrt(self.linear.weight)
+            weight = robust(off) * np.sqrt(self.linear.weight)
             matrices.append(self.linear.matrix * weight[:, None] * spread)
             targets.append(-off * weight)
         pull = np.sqrt(self.prior.weight)
@@ -208,15 +206,9 @@ class _Problem:
         targets.append(pull * (mean - values) / spread)
         stacked = np.vstack(matrices)
         brake = np.sqrt(damping * (stacked**2).sum(axis=0))
-        # The triangle of a QR decomposition has the same least squares in as many rows as there are coefficients.
         rows = np.vstack([stacked, np.diag(brake)])
         aim = np.concatenate([*targets, np.zeros(values.size)])
-        triangle: Floats = np.asarray(np.linalg.qr(np.column_stack([rows, aim]), mode="r"))
-        moved = lsq_linear(
-            triangle[:, :-1],
-            triangle[:, -1],
-            bounds=(np.minimum((self.prior.least - values) / spread, 0.0) - 1e-9, np.inf),
-        ).x
+        moved = bounded(rows, aim, np.minimum((self.prior.least - values) / spread, 0.0) - 1e-9)
         stepped: Floats = np.maximum(values + moved * spread, self.prior.least)
         return stepped
 
@@ -229,7 +221,7 @@ def _noise(found: Residuals) -> Floats:
     for kind in range(len(LATENCIES)):
         there = found.values[found.kinds == kind]
         if there.size:
-            noise[kind] = max(noise[kind], 1.4826 * float(np.median(np.abs(there))))
+            noise[kind] = max(noise[kind], scatter(there))
     return noise
 
 
@@ -245,19 +237,6 @@ def _worth(found: Residuals, noise: Floats) -> Floats:
     return worth
 
 
-def going_together(residuals: Floats) -> float:
-    """Variance of the sums over blocks of sqrt(n) neighbours, over what independent ones would have; at least 1."""
-    edges = np.arange(0, len(residuals), max(2, round(len(residuals) ** 0.5)))
-    blocks = np.add.reduceat(residuals, edges)
-    return max(1.0, float((blocks**2).sum() / max(float((residuals**2).sum()), 1e-30)))
-
-
 def _huber(off: Floats, weight: Floats | float = 1.0) -> float:
     size = np.abs(off)
     return float((weight * np.where(size < HUBER, size * size, 2 * HUBER * size - HUBER**2)).sum())
-
-
-def _robust(off: Floats) -> Floats:
-    """Square roots of Huber's weights."""
-    weights: Floats = np.sqrt(np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-12)))
-    return weights

@@ -24,21 +24,48 @@ SYSTEMATIC = 1.5
 AS_GOOD = 1.1
 """The strongest prior is taken whose cross-validated error is within this factor of the best."""
 FOLDS = 5
+HUBER = 1.5
+"""Residuals beyond this many times the noise count by their size and no longer by its square."""
+
+
+def scatter(residuals: Floats) -> float:
+    """Standard deviation of most of the residuals, single large ones left aside: 1.4826 times the median size."""
+    return 1.4826 * float(np.median(np.abs(residuals)))
+
+
+def robust(residuals: Floats) -> Floats:
+    """Square roots of Huber's weights of residuals in units of their noise."""
+    weights: Floats = np.sqrt(np.minimum(1.0, HUBER / np.maximum(np.abs(residuals), 1e-12)))
+    return weights
+
+
+def going_together(residuals: Floats) -> float:
+    """Variance of the sums over blocks of sqrt(n) neighbours, over what independent ones would have; at least 1."""
+    edges = np.arange(0, len(residuals), max(2, round(len(residuals) ** 0.5)))
+    blocks = np.add.reduceat(residuals, edges)
+    return max(1.0, float((blocks**2).sum() / max(float((residuals**2).sum()), 1e-30)))
+
+
+def bounded(matrix: Floats, target: Floats, least: Floats) -> Floats:
+    """Least squares of ``matrix @ x = target``, no x below ``least``; shapes (n, k), (n,), (k,)."""
+    # The triangle of a QR decomposition has the same least squares in as many rows as there are coefficients.
+    triangle: Floats = np.asarray(np.linalg.qr(np.column_stack([matrix, target]), mode="r"))
+    found: Floats = lsq_linear(triangle[:, :-1], triangle[:, -1], bounds=(least, np.inf)).x
+    return found
 
 
 def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tuple[Floats, Floats, float]:
     """Robust bounded least squares; return coefficients, weights of the equations, and the noise at weight 1.
 
-    The noise of a span grows with the root of its length (independent iterations). Residuals beyond 1.5 times the noise
-    count by their size and no longer by its square (Huber).
+    The noise of a span grows with the root of its length (independent iterations).
     """
     base = equations.weights
     values = space.prior.copy()
     weights, noise = base, 1.0
     for _ in range(15):
         residual = (equations.features @ values - equations.seconds) * base
-        noise = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
-        weights = base * np.sqrt(np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-15)))
+        noise = max(scatter(residual), 1e-9)
+        weights = base * robust(residual / noise)
         matrix = np.vstack(
             [
                 equations.features * space.spread * (weights / noise)[:, None],
@@ -46,10 +73,7 @@ def solve(space: CoefficientSpace, equations: Equations, strength: float) -> tup
             ]
         )
         target = np.concatenate([equations.seconds * weights / noise, np.sqrt(strength) * space.prior / space.spread])
-        # The triangle of a QR decomposition has the same least squares in as many rows as there are coefficients.
-        triangle: Floats = np.asarray(np.linalg.qr(np.column_stack([matrix, target]), mode="r"))
-        small, aim = triangle[:, :-1], triangle[:, -1]
-        found = lsq_linear(small, aim, bounds=(space.least / space.spread, np.inf)).x * space.spread
+        found = bounded(matrix, target, space.least / space.spread) * space.spread
         close = np.max(np.abs(found - values) / space.spread) < 1e-4
         values = found
         if close:
@@ -77,11 +101,9 @@ def best_strength(space: CoefficientSpace, equations: Equations) -> float:
 
 
 def systematic(space: CoefficientSpace, equations: Equations) -> float:
-    """Variance of the sums over blocks of neighbouring residuals, over what independent ones would have."""
+    """By how much the residuals of neighbouring spans go together (``going_together``)."""
     values, weights, _ = solve(space, equations, 1.0)
-    residual = (equations.features @ values - equations.seconds) * weights
-    edges = np.arange(0, len(residual), max(2, round(len(residual) ** 0.5)))
-    return float((np.add.reduceat(residual, edges) ** 2).sum() / (residual**2).sum())
+    return going_together((equations.features @ values - equations.seconds) * weights)
 
 
 def deviations(groups: Sequence[tuple[Floats, Floats]], bread: Floats, least: Floats) -> Floats:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from calibrate.evidence import Evidence, SpanNoise
 from calibrate.fit import ProfileFit
-from calibrate.gauss_newton import going_together
+from calibrate.least_squares import going_together
 from calibrate.recipes import FEWEST, Recipe, recipes
 from calibrate.simulated import Priced
 from profiles.deployment import Deployment

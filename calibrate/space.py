@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -198,7 +198,7 @@ class CoefficientSpace:
         sums.features["makespan"][:, -len(CALL_UNITS) :] = [call.seconds(int(count)) for count in sums.requests]
         return sums
 
-    def step_seconds(self, values: Floats) -> Any:
+    def step_seconds(self, values: Floats) -> Callable[[Batch], float]:
         """An iteration's seconds by those coefficients."""
         return lambda batch: max(float(self.features(batch) @ values), 1e-6)
 

@@ -320,11 +320,6 @@ def _meta(trace: Trace, deployment: Deployment) -> dict[str, Any]:
     notes = []
     if config.enable_prefix_caching and not trace.has("block_hashes"):
         notes.append("prompt contents are unknown: the simulated prefix cache finds nothing in common")
-    arguments = {
-        name: getattr(config, name)
-        for name in sorted(config.__slots__)
-        if name != "version" and getattr(config, name) is not None
-    }
     return {
         "name": f"{trace.name} replayed with {loaded.profile.name}",
         "source": {"format": "servecal-replay", "trace": trace.digest(), "profile": loaded.digest},
@@ -333,7 +328,7 @@ def _meta(trace: Trace, deployment: Deployment) -> dict[str, Any]:
         "engine": {
             "name": "vllm",
             "version": ".".join(map(str, config.version)),
-            "arguments": arguments,
+            "arguments": config.arguments,
         },
         "clock": trace.meta.get("clock"),
         "block_hash": trace.meta.get("block_hash"),

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.batch import Batch
+from simulator.engine import check_fits
 from simulator.engine_config import EngineConfig
 from simulator.errors import NeverFitsError
 from simulator.request import Request, ServedRequest
@@ -91,19 +92,19 @@ def schedule_at_once(config: EngineConfig, requests: Iterable[Request], ahead: i
     Raises
     ------
     NeverFitsError
-        If a request needs more KV blocks than there are.
+        If a prompt is too long, or needs more KV blocks than there are.
     """
     requests = list(requests)
     scheduler = Scheduler(_with_blocks_enough(config, requests))
     later: deque[ServedRequest] = deque()
     for index, request in enumerate(requests):
         served = ServedRequest.enter(request, index, config.max_model_len)
-        needed = -(-(served.max_total_tokens - 1) // config.block_size)
-        if served.num_prompt_tokens >= config.max_model_len or needed > config.num_gpu_blocks - 1:
+        if served.num_prompt_tokens >= config.max_model_len:
             raise NeverFitsError(
-                f"request {request.id!r} of {request.prompt_tokens} + {request.output_tokens} tokens does not fit: "
-                f"max_model_len {config.max_model_len}, {config.num_gpu_blocks - 1} usable KV blocks"
+                f"request {request.id!r} has {request.prompt_tokens} prompt tokens, engine.max_model_len is "
+                f"{config.max_model_len}"
             )
+        check_fits(served, config)
         if ahead and index >= ahead:
             later.append(served)
         else:

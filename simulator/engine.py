@@ -63,6 +63,23 @@ class Simulation:
     component_seconds: list[float] = field(default_factory=list)
 
 
+def check_fits(served: ServedRequest, config: EngineConfig) -> None:
+    """Refuse a request that the KV cache could not hold even alone.
+
+    Raises
+    ------
+    NeverFitsError
+        If it needs more KV blocks than there are.
+    """
+    total = served.max_total_tokens
+    needed = -(-(total - 1) // config.block_size)
+    if needed > config.num_gpu_blocks - 1:
+        raise NeverFitsError(
+            f"request {served.request.id!r} needs {needed} KV blocks for its {total} tokens; the cache has "
+            f"{config.num_gpu_blocks - 1} usable ones: raise engine.num_gpu_blocks or lower engine.max_model_len"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
     """Clients that keep at most ``max_concurrency`` requests in flight.
@@ -154,13 +171,7 @@ class Engine:
             served.status = Status.REJECTED
             served.finished = True
             return served
-        total = served.max_total_tokens
-        needed = -(-(total - 1) // config.block_size)
-        if needed > config.num_gpu_blocks - 1:
-            raise NeverFitsError(
-                f"request {request.id!r} needs {needed} KV blocks for its {total} tokens; the cache has "
-                f"{config.num_gpu_blocks - 1} usable ones: raise engine.num_gpu_blocks or lower engine.max_model_len"
-            )
+        check_fits(served, config)
         return served
 
 

@@ -126,6 +126,12 @@ class EngineConfig:
             return min(self.max_num_scheduled_tokens, self.max_num_batched_tokens)
         return self.max_num_batched_tokens
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All that has a value, by vLLM's names."""
+        every = {name: getattr(self, name) for name in sorted(self.__slots__) if name != "version"}
+        return {name: value for name, value in every.items() if value is not None}
+
     def validate(self) -> EngineConfig:
         """Return self.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from calibrate.aggregates import AggregateComparison
 from calibrate.bootstrap import LEAST_RESAMPLES, SEED, Bootstrap, bootstrap
-from calibrate.cli.options import load_runs, progress, render_text, write_output
+from calibrate.cli.options import check_output, load_runs, progress, render_text, write_output
 from calibrate.errors import BATCH_METRICS, Comparison
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
@@ -144,6 +144,8 @@ def command(
         raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
     loaded = load_profile(base)
+    if target is not None:
+        check_output(target)
     runs: list[Run] = []
     doubts: list[str] = []
     measured, notes = load_runs(traces, arrivals)
@@ -283,7 +285,7 @@ def _profile(
     held = document["holdout"]
     if held:
         metrics["holdout " + held["scheme"]] = {key: round(value["mape"], 5) for key, value in held["metrics"].items()}
-    versions = sorted({str((trace.meta.get("engine") or {}).get("version")) for trace, _ in runs})
+    configs = [fit.inferred(deployment.config) for _, deployment in runs]
     return Profile(
         name=target.name.removesuffix(".yaml").removesuffix(".yml"),
         description=f"{base.name}, fitted to {_called([trace.name for trace, _ in runs])}.",
@@ -313,13 +315,24 @@ def _profile(
             ),
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
-            "engine_versions": versions,
+            "engine": {
+                "version": _alike([".".join(map(str, config.version)) for config in configs]),
+                "arguments": {
+                    name: _alike([config.arguments.get(name) for config in configs]) for name in configs[0].arguments
+                },
+            },
             "equations": fit.equations_,
             "inferred": {one.name: one.value for one in fit.findings_ if one.source not in ("stated", "assumed")},
             "mape": metrics,
             "servecal": version("servecal"),
         },
     )
+
+
+def _alike(values: Sequence[Any]) -> Any:
+    """The value that all runs have, or a list of those that they have."""
+    several = list(dict.fromkeys(values))
+    return several[0] if len(several) == 1 else several
 
 
 def _front_end(fit: ProfileFit, base: Profile) -> FrontEnd | None:

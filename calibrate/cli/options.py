@@ -266,6 +266,21 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None] | None]:
         bar.stop()
 
 
+def check_output(output: Path) -> None:
+    """Refuse an output that cannot be written, before work is done for it.
+
+    Raises
+    ------
+    InputError
+        If there is no folder to write it to, or none that may be written.
+    """
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise InputError("cannot be written: there is no such folder", file=output)
+    if not os.access(folder, os.W_OK):
+        raise InputError("cannot be written: the folder is read-only", file=output)
+
+
 def write_output(content: str | bytes, output: Path | None) -> None:
     """Print a content, or write it to a file whole or not at all.
 

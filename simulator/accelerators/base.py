@@ -13,7 +13,7 @@ from simulator.errors import SimulationError
 
 LONG_PREFILL = 1024
 """Tokens of a step beyond which prefill gets slower per token."""
-TILE = 16
+SMALLEST_TILE = 16
 """Rows of one tile of the tensor cores' matrix product."""
 
 
@@ -65,7 +65,7 @@ class HostOverhead:
         device at its power limit lowers its clock.
     per_step_of_several_tokens, per_step_of_several_tiles : float
         Seconds per step of more than one token, padding included (matrices times matrices, no longer times a vector),
-        and of more than ``TILE``.
+        and of more than ``SMALLEST_TILE``.
     capture_sizes : tuple of int
         Sizes of the captured graphs, ascending (``simulator.cuda_graphs``).
     num_layers : int
@@ -102,7 +102,7 @@ class HostOverhead:
             self.per_empty_query * _empty_queries(batch),
             self.per_long_prefill_token * (max(0, tokens - LONG_PREFILL) if batch.prefills else 0),
             self.per_step_of_several_tokens if tokens + padding > 1 else 0.0,
-            self.per_step_of_several_tiles if tokens + padding > TILE else 0.0,
+            self.per_step_of_several_tiles if tokens + padding > SMALLEST_TILE else 0.0,
         )
 
 

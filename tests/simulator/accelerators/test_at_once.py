@@ -84,5 +84,5 @@ def test_a_stretch_sums_to_its_iterations_also_where_the_model_bends(steps, h100
 
 def test_a_request_that_never_fits_is_refused_by_name():
     config = EngineConfig(max_num_batched_tokens=8192, max_model_len=4096, num_gpu_blocks=10)
-    with pytest.raises(NeverFitsError, match=r"'1'.*9 usable KV blocks"):
+    with pytest.raises(NeverFitsError, match=r"'1'.*9 usable ones"):
         schedule_at_once(config, requests_of([(10, 10), (1000, 10)]))
