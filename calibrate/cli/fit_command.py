@@ -51,7 +51,7 @@ PROPOSALS = 4
 @click.option(
     "--holdout",
     help="Also fit a part and score the rest: time:0.5 (what --compare does if nothing is said), kfold-time:5 or "
-    "trace:NAME.",
+    "trace:PATTERN.",
 )
 @click.option(
     "-o",

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from synthetic import workload
 
 from calibrate.batches import predict_batches
 from calibrate.errors import compare
@@ -63,7 +64,7 @@ def batches(
     sizes = np.full(count, seqs)
     total = int(sizes.sum())
     batch = np.repeat(np.arange(count), sizes)
-    workload = Trace(
+    sent = Trace(
         requests_table(
             {
                 "id": [f"{one}-{place}" for place, one in enumerate(batch)],
@@ -81,16 +82,34 @@ def batches(
         ),
     )
     base = deployment(seqs)
-    predicted = replay(workload, with_coefficients(base, learned(**TRUTH))).predicted
+    predicted = replay(sent, with_coefficients(base, learned(**TRUTH))).predicted
     made = {one: predicted.of_batches(one) * (1 + noise * random.standard_normal(count)) for one in BATCHES.names[1:4]}
     table = {one: made[one] if one in made and one in columns else [None] * count for one in BATCHES.names[1:]}
-    table = {"start": workload.of_batches("start"), **table}
+    table = {"start": sent.of_batches("start"), **table}
     arrays = [pa.array(table[one.name], one.type, from_pandas=True) for one in BATCHES]
-    return replace(workload, batches=pa.table(arrays, BATCHES)), base
+    return replace(sent, batches=pa.table(arrays, BATCHES)), base
 
 
 def sizes(columns=("makespan",), **changes):
     return [(*batches(seqs, columns=columns, **changes), None) for seqs in (1, 2, 8, 32)]
+
+
+def test_batches_and_a_server_share_their_coefficients():
+    base = deployment(32)
+    sent = workload(np.random.default_rng(5), 80, 4.0, (20, 2000), (10, 150), name="server")
+    truth = with_coefficients(base, learned(**TRUTH))
+    server = replace(replay(sent, truth).predicted, _columns={}).with_meta(name="server", warmed_up=True)
+    fit = ProfileFit().fit([(server, base, None), *sizes()])
+    alone = ProfileFit().fit([(server, base, None)])
+    assert fit.equations_ > alone.equations_ + 60
+    assert {"call", "several_tokens"} <= {one.name for one in fit.coefficients_} - {
+        one.name for one in alone.coefficients_
+    }
+    errors = mean_errors(score([(server, base)], fit, [np.ones(len(server), dtype=bool)]))
+    assert errors["e2e"]["mape"] < 0.01
+    batch, own = batches(16, seed=9)
+    errors = mean_errors(score([(batch, own)], fit, [np.ones(len(batch), dtype=bool)]))
+    assert errors["makespan"]["mape"] < 0.01
 
 
 def test_known_coefficients_are_recovered_from_makespans_alone():

@@ -22,12 +22,19 @@ def test_bootstrap_and_plan_as_json_and_in_the_profile(servecal, tmp_path):
         assert low <= one["value"] <= high
         assert stored[name]["ci95_bootstrap"] == pytest.approx([low, high], rel=1e-5)
         assert stored[name]["ci95"] == pytest.approx(one["ci95"], rel=1e-5)
+    engine = yaml.safe_load((tmp_path / "cpu.yaml").read_text())["provenance"]["engine"]
+    assert engine["version"] == "0.32"
+    assert engine["arguments"]["max_num_seqs"] == 16
     assert load_profile(str(tmp_path / "cpu.yaml")).profile.coefficients["step"].ci95_bootstrap is not None
     best = told["plan"]["runs"][0]
     assert best["prediction_error"] < told["plan"]["prediction_error"]
     assert best["recipe"] in told["plan"]["sentence"]
     now, after = best["half_widths"][best["tells"][0]]
     assert after <= 0.5 * now
+
+
+def test_a_fit_that_cannot_be_written_is_refused_before_it_begins(called, tmp_path):
+    called(*FIT, "-o", "missing/cpu.yaml").refused("missing/cpu.yaml: cannot be written: there is no such folder")
 
 
 def test_a_plan_needs_no_profile_to_write(servecal, tmp_path):
