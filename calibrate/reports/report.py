@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from calibrate.attribution import Attribution
 from calibrate.errors import BATCH_METRICS, Comparison
+from calibrate.gates import Judgement
 from profiles.deployment import Deployment
 from replay.domain import outside_sentences
+from replay.quality import Finding
 from replay.run import Replay
 from replay.trace import Trace
 
@@ -20,6 +23,9 @@ class Report:
     deployment: Deployment
     replay: Replay
     comparison: Comparison
+    findings: tuple[Finding, ...] = ()
+    attribution: Attribution | None = None
+    judgement: Judgement | None = None
 
     @property
     def cold_start(self) -> dict[str, Any] | None:
