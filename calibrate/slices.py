@@ -24,14 +24,14 @@ ARRIVALS = 20
 """Arrivals in the window, on average, in which the arrival rate that a request met is counted."""
 
 WORDS = {
-    "prompt_tokens": "prompts of {} tokens",
-    "output_tokens": "outputs of {} tokens",
-    "arrival_s": "arrivals from {} s",
-    "waiting": "{} requests waiting at arrival",
-    "arrival_rate": "{} arrivals per second",
-    "concurrency": "{} requests being served at arrival",
-    "cached_share": "{} % of the prompt cached",
-    "predicted_cached_share": "{} % of the prompt cached, as predicted",
+    "prompt_tokens": "with prompts of {} tokens",
+    "output_tokens": "with outputs of {} tokens",
+    "arrival_s": "that arrived {} s after the first",
+    "waiting": "that met {} waiting requests",
+    "arrival_rate": "that met {} arrivals per second",
+    "concurrency": "that met {} requests being served",
+    "cached_share": "with {} % of the prompt cached",
+    "predicted_cached_share": "with {} % of the prompt cached, as predicted",
 }
 """What requests are sliced by, and how a slice is called."""
 
@@ -183,7 +183,7 @@ def worst_slices(
         if beyond:
             name, one = max(beyond, key=lambda candidate: candidate[1].excess)
             sentence = (
-                f"{labels[metric]} is worst for {describe(name, one)} ({one.n:,} requests): "
+                f"{labels[metric]} is worst for the {one.n:,} requests {describe(name, one)}: "
                 f"{100 * one.mape:.1f} % mean error, {100 * one.rest_mape:.1f} % for all others"
             )
             found.append(WorstSlice(metric, name, one, one.excess - quantile * one.excess_se, sentence))

@@ -172,11 +172,16 @@ def _plain(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
+    return "-" if math.isnan(value) else f"{100 * value:,.{_digits(value)}f} %"
 
 
 def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:+.2f} %"
+    return "-" if math.isnan(value) else f"{100 * value:+,.{_digits(value)}f} %"
+
+
+def _digits(value: float) -> int:
+    """Two, but none from 100 % on: tables stay within 80 columns."""
+    return 2 if abs(value) < 0.99995 else 0
 
 
 def _signed_text(value: float) -> Text:

@@ -72,7 +72,7 @@ def test_a_slice_with_twice_the_error_is_named():
     named = [one for some in found for one in some if (one.metric, one.by) == ("ttft", "prompt_tokens")]
     assert len(named) >= 18
     assert all(one.slice.n == 75 and one.least_excess > 0 for one in named)
-    assert named[0].sentence.startswith("TTFT is worst for prompts of ")
+    assert named[0].sentence.startswith("TTFT is worst for the 75 requests with prompts of ")
 
 
 def test_among_many_slices_of_mere_noise_none_is_named():
@@ -98,7 +98,7 @@ def test_long_prompts_that_err_are_named_in_the_comparison(make_trace):
     (worst,) = [one for one in found.worst_slices if one.metric == "ttft"]
     assert worst.by == "prompt_tokens"
     assert worst.sentence == (
-        "TTFT is worst for prompts of 4,000 tokens (50 requests): 50.0 % mean error, 2.0 % for all others"
+        "TTFT is worst for the 50 requests with prompts of 4,000 tokens: 50.0 % mean error, 2.0 % for all others"
     )
     # Nothing was cached, all outputs are alike: nothing to slice by.
     assert set(found.slices["ttft"]) == {"prompt_tokens", "arrival_s", "concurrency", "arrival_rate"}
