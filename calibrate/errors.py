@@ -97,9 +97,9 @@ class Comparison:
     @cached_property
     def _paired_batches(self) -> Rows:
         """Batches on both sides whose requests are all paired."""
-        paired = set(self._paired[0].tolist())
         if self.measured.batches is None or self.predicted.batches is None:
             return np.empty(0, dtype=np.intp)
+        paired = set(self._paired[0].tolist())
         rows = self.measured.rows_of_batches()[: self.predicted.batches.num_rows]
         return np.array([batch for batch, members in enumerate(rows) if paired.issuperset(members)], dtype=np.intp)
 
@@ -316,7 +316,7 @@ class Comparison:
         ``running``, ``waiting`` (requests; ``in_flight`` where schedule stamps are missing), ``kv_usage`` (0 to 1),
         ``output_tokens_per_s``; over all requests of either trace, not only the pairs. See ``calibrate.load``.
         """
-        if self.measured.batches is not None:
+        if self.measured.batches is not None or not np.isfinite(self._begin).all():
             return {}
         return series_of(self.measured, self.predicted, self._begin)
 
@@ -336,11 +336,11 @@ class Comparison:
         has no schedule stamps), ``waiting`` (requests), each of shape (pairs,).
         """
         times, load = self.measured.start[self._paired[0]], Load(self.measured)
-        unknown = np.full(times.size, np.nan)
+        waiting = load.waiting(times) if load.has_schedule else np.nan
         return {
             "arrival_s": times - self._begin[0],
-            "concurrency": load.concurrency(times),
-            "waiting": load.waiting(times) if load.has_schedule else unknown,
+            "concurrency": np.where(np.isnan(times), np.nan, load.concurrency(times)),
+            "waiting": np.where(np.isnan(times), np.nan, waiting),
         }
 
     def requests_table(self) -> pa.Table:

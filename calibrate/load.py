@@ -122,7 +122,7 @@ def series_of(measured: Trace, predicted: Trace, begin: tuple[float, float]) -> 
     """
     found = _gauges(measured, predicted, begin[0])
     sides = Load(measured), Load(predicted)
-    span = max(side.end - at for side, at in zip(sides, begin, strict=True))
+    span = float(np.max([side.end - at for side, at in zip(sides, begin, strict=True)]))
     if span > 0:
         edges = np.linspace(0.0, span, POINTS + 1)
         middle = (edges[1:] + edges[:-1]) / 2

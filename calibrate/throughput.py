@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 def between_ends(starts: Floats, ends: Floats) -> Floats:
     """Seconds between completions, the first from the first start; shape (requests,), their sum is the makespan."""
-    return np.diff(np.sort(ends), prepend=starts.min(initial=np.inf))
+    return np.diff(np.sort(ends), prepend=np.fmin.reduce(starts, initial=np.inf))
 
 
 def throughput_intervals(measured: Floats, predicted: Floats, tokens: float = 1.0) -> dict[str, Interval]:

@@ -130,3 +130,23 @@ def test_a_single_request_has_no_interval_of_its_makespan(make_trace):
     found = compare(make_trace([1.0]), make_trace([1.0])).throughput_ci95
     assert np.isnan(found["makespan"]).all()
     assert np.isnan(found["output_tokens_per_s"]).all()
+
+
+@pytest.mark.parametrize("load", [0.5, 2.0], ids=["light load", "overload"])
+def test_interval_of_the_makespan_holds_0_where_two_runs_differ_by_noise_alone(make_trace, load):
+    """The same requests twice through one server, each service 10 % more or less by chance."""
+    random = np.random.default_rng(4)
+
+    def run(arrival, service):
+        ends, free = [], 0.0
+        for at, seconds in zip(arrival, service * np.exp(0.1 * random.normal(size=service.size)), strict=True):
+            free = max(free, at) + seconds
+            ends.append(free - at)
+        return make_trace([0.1] * service.size, ends, arrival=list(arrival))
+
+    held = []
+    for _ in range(40):
+        arrival, service = np.cumsum(random.exponential(1.0, 100)), load * random.gamma(4, 0.25, 100)
+        low, high = compare(run(arrival, service), run(arrival, service)).throughput_ci95["makespan"]
+        held.append(low <= 0 <= high)
+    assert np.mean(held) >= 0.85
