@@ -75,7 +75,11 @@ class Resamples:
     def sums_by_group(self, places: Rows, group: Rows, groups: int, values: Floats | None = None) -> Floats:
         """The same for every group of values, shape (resamples, groups)."""
         by_cell = np.bincount(self.cells(places) * groups + group, values, minlength=self._cells * groups)
-        return np.asarray(self.weights @ by_cell.reshape(self._cells, groups).astype(np.float64))
+        by_cell = by_cell.reshape(self._cells, groups).astype(np.float64)
+        if values is None:
+            return np.asarray(self.weights @ by_cell)  # sums of whole numbers are exact
+        # In an order of its own: BLAS adds in one that depends on its number of threads.
+        return np.asarray(np.einsum("rc,cg->rg", self.weights, by_cell, optimize=False))
 
     def means(self, pool: Pool) -> Floats:
         """Mean of the drawn values, shape (resamples,); NaN where none was drawn."""

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -150,3 +155,28 @@ def test_interval_of_the_makespan_holds_0_where_two_runs_differ_by_noise_alone(m
         low, high = compare(run(arrival, service), run(arrival, service)).throughput_ci95["makespan"]
         held.append(low <= 0 <= high)
     assert np.mean(held) >= 0.85
+
+
+def test_figures_do_not_depend_on_the_number_of_threads():
+    """BLAS adds in an order that does: a report must be the same, byte for byte, on any machine."""
+    program = """if True:
+        import hashlib, numpy as np
+        from calibrate.intervals import Pool, Resamples
+        random = np.random.default_rng(0)
+        values, group = random.lognormal(size=100_000), random.integers(0, 4, 100_000)
+        drawn, pool = Resamples(100_000), Pool.of(values)
+        found = [drawn.means(pool), drawn.sums_by_group(pool.places, group, 4, values), drawn.percentiles(pool, [50.0])]
+        print(hashlib.sha256(b"".join(one.tobytes() for one in found)).hexdigest())
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(intervals.__file__).parents[1])}
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "2", "4")
+    }
+    assert len(digests) == 1
