@@ -19,8 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.errors import METRICS, RESAMPLED_AT_ONCE, SEED, Comparison, Level, MetricErrors
+from calibrate.anchors import AnchorErrors, AnchorGap
+from calibrate.errors import METRICS, Comparison, Level, MetricErrors
+from calibrate.intervals import HELD_AT_ONCE, SEED, Interval
+from calibrate.load import Series
+from calibrate.metric_errors import Distance
+from calibrate.pairing import Rows
 from calibrate.simulated import Course, FrontEndTerm, Residuals, course_of
+from calibrate.slices import Slice
 from calibrate.space import FRONT_END_UNIT
 from profiles.deployment import Deployment
 from profiles.errors import InputError
@@ -300,7 +306,7 @@ def _resampled(values: Floats, at: float | None) -> Floats:
     width = max(1, round(count**0.5))
     starts = np.random.default_rng(SEED).integers(0, count, size=(RESAMPLES, -(-count // width)))
     found = []
-    for some in np.array_split(starts, min(RESAMPLES, -(-RESAMPLES * count // RESAMPLED_AT_ONCE))):
+    for some in np.array_split(starts, min(RESAMPLES, -(-RESAMPLES * count // HELD_AT_ONCE))):
         drawn = values[(some[:, :, None] + np.arange(width)).reshape(len(some), -1)[:, :count] % count]
         found.append(drawn.mean(axis=1) if at is None else np.percentile(drawn, at, axis=1))
     return np.concatenate(found)
@@ -380,7 +386,7 @@ class AggregateComparison(Comparison):
                 found[metric] = MetricErrors(0, none, (none, none), none, none, levels)
         return found
 
-    def pairs(self, metric: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def pairs(self, metric: str, anchor: str | None = None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Measured and predicted mean, of shape (1,), or (0,) where there is none."""
         errors = self.metrics.get(metric)
         mean = errors.percentiles.get("mean") if errors is not None else None
@@ -409,6 +415,40 @@ class AggregateComparison(Comparison):
 
     @cached_property
     def timeline(self) -> dict[str, dict[str, float]]:
+        """None was measured."""
+        return {}
+
+    @cached_property
+    def _paired(self) -> tuple[Rows, Rows, Mapping[str, int]]:
+        """None: what the trace has of requests is drawn."""
+        return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp), {}
+
+    @cached_property
+    def throughput_ci95(self) -> dict[str, Interval]:
+        """None: no times between completions were measured."""
+        return {}
+
+    @cached_property
+    def distances(self) -> dict[str, Distance]:
+        """None: no distribution was measured."""
+        return {}
+
+    @cached_property
+    def slices(self) -> dict[str, dict[str, tuple[Slice, ...]]]:
+        """None: no errors per request."""
+        return {}
+
+    @cached_property
+    def anchors(self) -> dict[str, AnchorErrors]:
+        """None: no stamps."""
+        return {}
+
+    @cached_property
+    def anchor_gap(self) -> AnchorGap | None:
+        """None: no stamps."""
+        return None
+
+    def series(self) -> dict[str, Series]:
         """None was measured."""
         return {}
 

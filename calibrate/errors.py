@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from calibrate.anchors import ANCHORED, AnchorErrors, AnchorGap, anchors_of, gap_of, served_of
+from calibrate.gaps import Gaps, gaps_of
+from calibrate.intervals import Interval, Pool, Resamples
+from calibrate.intervals import bootstrap_interval as bootstrap_interval  # its users import it from here
+from calibrate.load import GAUGES, Load, Series, gauge, series_of
+from calibrate.metric_errors import LABELS, Distance, distance_of, errors_of, errors_of_pairs, relative_errors
+from calibrate.metric_errors import PERCENTILES as PERCENTILES
+from calibrate.metric_errors import Level as Level
+from calibrate.metric_errors import MetricErrors as MetricErrors
+from calibrate.pairing import Rows, pair, served
+from calibrate.slices import ARRIVALS, Slice, WorstSlice, group_by, slice_errors, worst_slices
+from calibrate.throughput import between_ends, throughput_intervals
 from profiles.errors import InputError
 from replay.trace import Trace
 
 Floats = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
 
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue_time")
+PER_REQUEST = tuple(name for name in METRICS if name != "itl")
 BATCH_METRICS = {"makespan": "makespan", "prompt_time": "prompt_seconds", "token_time": "token_seconds"}
 """Metrics per batch, and the columns of ``replay.trace.BATCHES`` that they are."""
-PERCENTILES: Mapping[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 SMALLEST_QUEUE_TIME = 1e-3
 """Seconds. Relative errors of shorter measured queue times say nothing; they are left out of the MAPE."""
 SMALLEST_GAP = 0.1
 """Share of the median inter-token gap. Shorter gaps are tokens that were delivered together; left out likewise."""
-RESAMPLES = 200
-RESAMPLED_AT_ONCE = 2_000_000
-"""Values; what a bootstrap holds in memory stays of this size however long the trace."""
-SEED = 20240815
-
-
-@dataclass(frozen=True)
-class Level:
-    """A statistic of one metric, measured and predicted, in seconds; ``error`` signed and relative."""
-
-    measured: float
-    predicted: float
-    error: float
-    error_ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class MetricErrors:
-    """Errors of one metric.
-
-    ``mape`` (mean absolute relative error), ``median_ape`` and ``bias`` (mean signed relative error) are over
-    the ``n`` pairs. Intervals are 95 % percentiles of a block bootstrap over arrival time.
-    """
-
-    n: int
-    mape: float
-    mape_ci95: tuple[float, float]
-    median_ape: float
-    bias: float
-    percentiles: Mapping[str, Level]
 
 
 @dataclass(frozen=True)
@@ -77,36 +59,10 @@ class Comparison:
     exclude: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
-    def _paired(self) -> tuple[Rows, Rows, dict[str, int]]:
+    def _paired(self) -> tuple[Rows, Rows, Mapping[str, int]]:
         """Rows of both traces that belong together, in order of arrival, and why others do not."""
-        place = {one: row for row, one in enumerate(self.predicted.ids)}
-        served = self.predicted.statuses == "ok"
-        reasons: dict[str, int] = {}
-        mine: list[int] = []
-        theirs: list[int] = []
-        for row, (one, status) in enumerate(zip(self.measured.ids, self.measured.statuses, strict=True)):
-            other = place.get(one)
-            excluded = next((why for why, ids in self.exclude.items() if one in ids), None)
-            if excluded is not None:
-                reason = excluded
-            elif status != "ok":
-                reason = str(status)
-            elif other is None:
-                reason = "unpaired"
-            elif not served[other]:
-                reason = "not_predicted"
-            else:
-                mine.append(row)
-                theirs.append(other)
-                continue
-            reasons[reason] = reasons.get(reason, 0) + 1
-        known = set(self.measured.ids)
-        extra = sum(one not in known for one in place)
-        if extra:
-            reasons["only_predicted"] = extra
-        left, right = np.array(mine, dtype=np.intp), np.array(theirs, dtype=np.intp)
-        order = np.argsort(np.nan_to_num(self.measured.start[left]), kind="stable")
-        return left[order], right[order], reasons
+        found = pair(self.measured, self.predicted, self.exclude)
+        return found.measured, found.predicted, found.reasons
 
     @property
     def num_paired(self) -> int:
@@ -118,31 +74,32 @@ class Comparison:
         """Counts of requests on both sides, of pairs, and of those left out by reason."""
         return {
             "measured": len(self.measured),
-            "predicted": int((self.predicted.statuses == "ok").sum()),
+            "predicted": int(served(self.predicted).sum()),
             "paired": self.num_paired,
             "excluded": dict(sorted(self._paired[2].items())),
             "unsupported": self.unsupported,
         }
 
-    def pairs(self, metric: str) -> tuple[Floats, Floats]:
+    def pairs(self, metric: str, anchor: str | None = None) -> tuple[Floats, Floats]:
         """Measured and predicted seconds of the pairs, in order of arrival, NaN where one side has none.
 
-        Metrics of ``BATCH_METRICS`` are per batch, of those whose requests are all compared.
+        By the comparison's anchor if none is given. Metrics of ``BATCH_METRICS`` are per batch, of those whose
+        requests are all compared.
         """
         if metric in BATCH_METRICS:
             some = self._paired_batches
             name = BATCH_METRICS[metric]
             return self.measured.of_batches(name)[some], self.predicted.of_batches(name)[some]
         mine, theirs, _ = self._paired
-        anchor = "arrival" if metric == "tpot" else self.anchor
+        anchor = "arrival" if metric == "tpot" else anchor or self.anchor
         return self.measured.latency(metric, anchor)[mine], self.predicted.latency(metric)[theirs]
 
     @cached_property
     def _paired_batches(self) -> Rows:
         """Batches on both sides whose requests are all paired."""
-        paired = set(self._paired[0].tolist())
         if self.measured.batches is None or self.predicted.batches is None:
             return np.empty(0, dtype=np.intp)
+        paired = set(self._paired[0].tolist())
         rows = self.measured.rows_of_batches()[: self.predicted.batches.num_rows]
         return np.array([batch for batch, members in enumerate(rows) if paired.issuperset(members)], dtype=np.intp)
 
@@ -161,9 +118,7 @@ class Comparison:
                 found[metric] = self._itl()
                 continue
             measured, predicted = self.pairs(metric)
-            both = ~(np.isnan(measured) | np.isnan(predicted))
-            least = SMALLEST_QUEUE_TIME if metric == "queue_time" else 0.0
-            found[metric] = _errors(measured[both], predicted[both], least)
+            found[metric] = errors_of_pairs(measured, predicted, _least(metric), self._resamples(metric))
         return found
 
     @cached_property
@@ -176,7 +131,7 @@ class Comparison:
                 without = [side for side, trace in sides.items() if not trace.has("token_times")]
                 if without:
                     reasons[metric] = f"the {' and the '.join(without)} trace has no token times"
-                elif not all(any(one.size for one in gaps) for gaps in self._gaps):
+                elif not all(gaps.pool.values.size for gaps in self._gaps):
                     reasons[metric] = "no request has it on both sides"
                 continue
             measured, predicted = self.pairs(metric)
@@ -187,35 +142,28 @@ class Comparison:
         return reasons
 
     @cached_property
-    def _gaps(self) -> tuple[list[Floats], list[Floats]]:
+    def _gaps(self) -> tuple[Gaps, Gaps]:
         """Inter-token gaps of each pair."""
         mine, theirs, _ = self._paired
-        measured, predicted = self.measured.lists("token_times"), self.predicted.lists("token_times")
-        return [_diff(measured[row]) for row in mine], [_diff(predicted[row]) for row in theirs]
+        return gaps_of(self.measured, mine), gaps_of(self.predicted, theirs)
 
     def _itl(self) -> MetricErrors:
         """Gaps pooled over requests; gap by gap where a request has as many on both sides."""
         measured, predicted = self._gaps
-        same = [(left, right) for left, right in zip(measured, predicted, strict=True) if left.size == right.size]
-        paired = _relative(
-            np.concatenate([left for left, _ in same] or [np.empty(0)]),
-            np.concatenate([right for _, right in same] or [np.empty(0)]),
-            SMALLEST_GAP * _level(np.concatenate(measured), 50.0),
-        )
-        pooled_measured, pooled_predicted = np.concatenate(measured), np.concatenate(predicted)
-        levels = {}
-        for name, percentile in PERCENTILES.items():
-            left, right = _level(pooled_measured, percentile), _level(pooled_predicted, percentile)
-            levels[name] = Level(left, right, right / left - 1 if left else np.nan, (np.nan, np.nan))
-        absolute = np.abs(paired)
-        return MetricErrors(
-            n=int(paired.size),
-            mape=_mean(absolute),
-            mape_ci95=bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)),
-            median_ape=float(np.median(absolute)) if absolute.size else np.nan,
-            bias=_mean(paired),
-            percentiles=levels,
-        )
+        same = measured.counts == predicted.counts
+        left, right = measured.pool.of_requests(same), predicted.pool.of_requests(same)
+        relative = relative_errors(left.values, right.values, SMALLEST_GAP * float(np.median(measured.pool.values)))
+        fine = ~np.isnan(relative)
+        paired = Pool(left.places[fine], relative[fine])
+        return errors_of(measured.pool, predicted.pool, paired, self._resamples("itl"))
+
+    @cached_property
+    def _drawn(self) -> tuple[Resamples, Resamples]:
+        return Resamples(self.num_paired), Resamples(self._paired_batches.size)
+
+    def _resamples(self, metric: str) -> Resamples:
+        """Resamples of the requests, or of the batches for metrics per batch."""
+        return self._drawn[metric in BATCH_METRICS]
 
     @cached_property
     def throughput(self) -> dict[str, dict[str, float]]:
@@ -245,21 +193,112 @@ class Comparison:
         }
 
     @cached_property
+    def throughput_ci95(self) -> dict[str, Interval]:
+        """95 % intervals of the errors of ``throughput`` (``calibrate.throughput``)."""
+        if self.measured.batches is not None:
+            measured, predicted = self.pairs("makespan")
+            fine = ~(np.isnan(measured) | np.isnan(predicted))
+            return throughput_intervals(measured[fine], predicted[fine])
+        mine, theirs, _ = self._paired
+        both = ~np.isnan(self.measured.column("last_token")[mine] + self.predicted.column("last_token")[theirs])
+        sides = (self.measured, mine[both]), (self.predicted, theirs[both])
+        left, right = (between_ends(trace.start[rows], trace.column("last_token")[rows]) for trace, rows in sides)
+        tokens = [float(np.nansum(trace.column("output_tokens")[rows])) for trace, rows in sides]
+        return throughput_intervals(left, right, tokens[1] / tokens[0] if tokens[0] else np.nan)
+
+    @cached_property
+    def distances(self) -> dict[str, Distance]:
+        """Distance of the two distributions, by metric; of the requests (or gaps) that ``metrics`` are of."""
+        found = {}
+        for metric in self.metrics:
+            if metric == "itl":
+                found[metric] = distance_of(*(side.pool.values for side in self._gaps))
+                continue
+            measured, predicted = self.pairs(metric)
+            both = ~(np.isnan(measured) | np.isnan(predicted))
+            found[metric] = distance_of(measured[both], predicted[both])
+        return found
+
+    @cached_property
+    def slices(self) -> dict[str, dict[str, tuple[Slice, ...]]]:
+        """Errors per slice of the requests, by metric and by what is sliced.
+
+        ``prompt_tokens``, ``output_tokens``, ``arrival_s``, ``concurrency``, the load (``waiting`` requests at arrival,
+        or ``arrival_rate`` where none waits or it is not known), and ``cached_share`` of the prompt
+        (``predicted_cached_share`` where it was not measured). Edges are quartiles. What is the same for all is absent.
+        """
+        groupings = {name: group_by(values) for name, values in self._sliced_by().items()}
+        resamples = self._resamples("ttft")
+        found = {}
+        for metric in (name for name in PER_REQUEST if name in self.metrics):
+            errors = relative_errors(*self.pairs(metric), _least(metric))
+            by = {name: slice_errors(one, errors, resamples) for name, one in groupings.items() if one is not None}
+            found[metric] = {name: slices for name, slices in by.items() if slices}
+        return found
+
+    def _sliced_by(self) -> dict[str, Floats]:
+        mine, theirs, _ = self._paired
+        met, prompt = self.at_arrival, self.measured.column("prompt_tokens")[mine]
+        keys = {
+            "prompt_tokens": prompt,
+            "output_tokens": self.measured.column("output_tokens")[mine],
+            "arrival_s": met["arrival_s"],
+            "concurrency": met["concurrency"],
+        }
+        if np.nanmax(met["waiting"], initial=0.0) > 0:
+            keys["waiting"] = met["waiting"]
+        else:
+            times, span = self.measured.start[mine], np.ptp(met["arrival_s"])
+            if span > 0:
+                keys["arrival_rate"] = Load(self.measured).arrival_rate(times, ARRIVALS * span / times.size)
+        if self.measured.has("cached_tokens"):
+            keys["cached_share"] = self.measured.column("cached_tokens")[mine] / prompt
+        else:
+            keys["predicted_cached_share"] = self.predicted.column("cached_tokens")[theirs] / prompt
+        return keys
+
+    @cached_property
+    def worst_slices(self) -> list[WorstSlice]:
+        """The slice of each metric that is worst, if it is worse than the rest beyond the noise."""
+        return worst_slices(self.slices, self._resamples("ttft").blocks, LABELS)
+
+    @cached_property
+    def anchors(self) -> dict[str, AnchorErrors]:
+        """Errors by every anchor that the trace has stamps for, whichever was chosen."""
+        return {
+            anchor: AnchorErrors(
+                {metric: errors for metric in ANCHORED if (errors := self._errors(metric, anchor)) is not None},
+                served_of(self.measured, anchor),
+            )
+            for anchor in anchors_of(self.measured)
+        }
+
+    def _errors(self, metric: str, anchor: str) -> MetricErrors | None:
+        """Errors of a metric per request or batch; None if no pair has it."""
+        if anchor == self.anchor and metric in self.metrics:
+            return self.metrics[metric]
+        measured, predicted = self.pairs(metric, anchor)
+        if np.isnan(measured + predicted).all():
+            return None
+        return errors_of_pairs(measured, predicted, _least(metric), self._resamples(metric))
+
+    @cached_property
+    def anchor_gap(self) -> AnchorGap | None:
+        """How far the anchors lie apart, None if the trace has but one."""
+        return gap_of(self.measured)
+
+    @cached_property
     def timeline(self) -> dict[str, dict[str, float]]:
         """Mean absolute error and means of the engine gauges, at the measured instants while requests ran."""
         if self.measured.timeline is None or self.predicted.timeline is None:
             return {}
         begin = np.fmin.reduce(self.measured.start, initial=np.inf)
         end = np.fmax.reduce(self.measured.column("last_token"), initial=-np.inf)
-        time = np.asarray(self.measured.timeline.column("time").to_numpy(zero_copy_only=False), dtype=np.float64)
+        time = gauge(self.measured, "time")
         ran = (time >= begin) & (time <= end)
         found = {}
-        for name in ("running", "waiting", "kv_usage"):
-            measured, predicted = (
-                np.asarray(trace.timeline.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
-                for trace in (self.measured, self.predicted)
-                if trace.timeline is not None
-            )
+        for name in GAUGES:
+            measured, predicted = gauge(self.measured, name), gauge(self.predicted, name)
             if measured.size != predicted.size:
                 continue
             both = ran & ~(np.isnan(measured) | np.isnan(predicted))
@@ -270,6 +309,66 @@ class Comparison:
                     "predicted_mean": float(predicted[both].mean()),
                 }
         return found
+
+    def series(self) -> dict[str, Series]:
+        """Quantities over time, measured and predicted, by name.
+
+        ``running``, ``waiting`` (requests; ``in_flight`` where schedule stamps are missing), ``kv_usage`` (0 to 1),
+        ``output_tokens_per_s``; over all requests of either trace, not only the pairs. See ``calibrate.load``.
+        """
+        if self.measured.batches is not None or not np.isfinite(self._begin).all():
+            return {}
+        return series_of(self.measured, self.predicted, self._begin)
+
+    @cached_property
+    def _begin(self) -> tuple[float, float]:
+        """First arrival of the measured run, on the clocks of both sides; they are aligned at the first pair."""
+        first = float(np.fmin.reduce(self.measured.start, initial=np.inf))
+        mine, theirs, _ = self._paired
+        one, other = self.measured.start[mine], self.predicted.start[theirs]
+        return first, first + float(np.fmin.reduce(other, initial=np.inf) - np.fmin.reduce(one, initial=np.inf))
+
+    @cached_property
+    def at_arrival(self) -> dict[str, Floats]:
+        """What each pair met when it arrived, from the stamps of all measured requests; NaN where unknown.
+
+        ``arrival_s`` (s from the first arrival), ``concurrency`` (running requests; those in flight where the trace
+        has no schedule stamps), ``waiting`` (requests), each of shape (pairs,).
+        """
+        times, load = self.measured.start[self._paired[0]], Load(self.measured)
+        waiting = load.waiting(times) if load.has_schedule else np.nan
+        return {
+            "arrival_s": times - self._begin[0],
+            "concurrency": np.where(np.isnan(times), np.nan, load.concurrency(times)),
+            "waiting": np.where(np.isnan(times), np.nan, waiting),
+        }
+
+    def requests_table(self) -> pa.Table:
+        """All pairs, in order of arrival, one row a request.
+
+        Columns ``id``, ``arrival_s`` (s from the first arrival), ``prompt_tokens``, ``output_tokens``,
+        ``cached_tokens`` (as measured), ``predicted_cached_tokens``, ``concurrency`` and ``waiting`` (requests at its
+        arrival, as ``at_arrival``), and for every metric that is per request ``<metric>_measured``,
+        ``<metric>_predicted`` (s) and ``<metric>_error`` (signed, relative; of queue times only from 1 ms on). Null
+        where unknown.
+        """
+        mine, theirs, _ = self._paired
+        taken = self.measured.requests.select(["id", "prompt_tokens", "output_tokens", "cached_tokens"]).take(mine)
+        met = self.at_arrival
+        columns = {
+            "id": taken.column("id"),
+            "arrival_s": _nullable(met["arrival_s"]),
+            **{name: taken.column(name) for name in ("prompt_tokens", "output_tokens", "cached_tokens")},
+            "predicted_cached_tokens": self.predicted.requests.column("cached_tokens").take(theirs),
+            "concurrency": _nullable(met["concurrency"]).cast(pa.int64()),
+            "waiting": _nullable(met["waiting"]).cast(pa.int64()),
+        }
+        for metric in PER_REQUEST:
+            measured, predicted = self.pairs(metric)
+            error = relative_errors(measured, predicted, _least(metric))
+            values = {"measured": measured, "predicted": predicted, "error": error}
+            columns |= {f"{metric}_{name}": _nullable(one) for name, one in values.items()}
+        return pa.table(columns)
 
 
 def compare(measured: Trace, predicted: Trace, anchor: str = "arrival") -> Comparison:
@@ -292,75 +391,12 @@ def compare(measured: Trace, predicted: Trace, anchor: str = "arrival") -> Compa
     return comparison
 
 
-def _diff(times: list[Any] | None) -> Floats:
-    return np.diff(np.asarray(times or [], dtype=np.float64))
+def _least(metric: str) -> float:
+    return SMALLEST_QUEUE_TIME if metric == "queue_time" else 0.0
 
 
-def _relative(measured: Floats, predicted: Floats, least: float = 0.0) -> Floats:
-    """Signed relative errors of the pairs whose measured value is above ``least``."""
-    fine = measured > least
-    return predicted[fine] / measured[fine] - 1
-
-
-def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
-    relative = _relative(measured, predicted, least)
-    absolute = np.abs(relative)
-    levels = {}
-    for name, percentile in PERCENTILES.items():
-        left, right = _level(measured, percentile), _level(predicted, percentile)
-        interval = bootstrap_interval(
-            np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile)
-        )
-        levels[name] = Level(left, right, right / left - 1 if left > 0 else np.nan, interval)
-    return MetricErrors(
-        n=int(relative.size),
-        mape=_mean(absolute),
-        mape_ci95=bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)),
-        median_ape=float(np.median(absolute)) if absolute.size else np.nan,
-        bias=_mean(relative),
-        percentiles=levels,
-    )
-
-
-def _level(values: Floats, percentile: float | None) -> float:
-    if not values.size:
-        return np.nan
-    return float(values.mean() if percentile is None else np.percentile(values, percentile))
-
-
-def _level_error(sample: Floats, percentile: float | None) -> Floats:
-    """Relative error of a statistic for each resample; sample has shape (resamples, n, 2)."""
-    levels = sample.mean(axis=1) if percentile is None else np.percentile(sample, percentile, axis=1)
-    measured = np.where(levels[:, 0] > 0, levels[:, 0], np.nan)
-    return np.asarray(levels[:, 1] / measured - 1, dtype=np.float64)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if values.size else np.nan
-
-
-def bootstrap_interval(values: Floats, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
-    """95 % interval of a statistic by a circular-block bootstrap over the values' order (arrival time).
-
-    Requests that are served together share their queue, so blocks of about sqrt(n) neighbours are drawn. After
-    the last value comes the first, so that those at the ends are drawn as often as others.
-    """
-    count = len(values)
-    if count < 2:
-        return (np.nan, np.nan)
-    width = max(1, round(count**0.5))
-    random = np.random.default_rng(SEED)
-    starts = random.integers(0, count, size=(RESAMPLES, -(-count // width)))
-    found = []
-    for some in np.array_split(starts, min(RESAMPLES, -(-RESAMPLES * count // RESAMPLED_AT_ONCE))):
-        rows = (some[:, :, None] + np.arange(width)).reshape(len(some), -1)[:, :count] % count
-        found.append(statistic(values[rows]))
-    statistics = np.concatenate(found)
-    known = statistics[~np.isnan(statistics)]
-    if not known.size:
-        return (np.nan, np.nan)
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
+def _nullable(values: Floats) -> pa.Array:
+    return pa.array(values, from_pandas=True)
 
 
 def _versus(measured: float, predicted: float) -> dict[str, float]:

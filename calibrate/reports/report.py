@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibrate.aggregates import WHY_NOT, AggregateComparison
+from calibrate.attribution import Attribution
 from calibrate.errors import BATCH_METRICS, Comparison
+from calibrate.gates import Judgement
 from profiles.deployment import Deployment
 from replay.domain import outside_sentences
+from replay.quality import Finding
 from replay.run import Replay
 from replay.trace import Trace
 
@@ -21,6 +24,9 @@ class Report:
     deployment: Deployment
     replay: Replay
     comparison: Comparison
+    findings: tuple[Finding, ...] = ()
+    attribution: Attribution | None = None
+    judgement: Judgement | None = None
 
     @property
     def cold_start(self) -> dict[str, Any] | None:

@@ -10,21 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrate.aggregates import AggregateComparison
-from calibrate.errors import MetricErrors
+from calibrate.errors import Comparison, MetricErrors
+from calibrate.metric_errors import LABELS
 from calibrate.reports.report import Report
 from replay.load_level import percentile
 
-NAMES = {
-    "ttft": "TTFT",
-    "tpot": "TPOT",
-    "itl": "ITL",
-    "e2e": "E2E",
-    "queue_time": "queue time",
-    "makespan": "makespan",
-    "prompt_time": "prompt time",
-    "token_time": "token time",
-}
-SHOWN = ("mean", "p50", "p90", "p99")
+NAMES = LABELS
+SHOWN = ("mean", "p50", "p90", "p95", "p99")
 
 
 def view(report: Report) -> RenderableType:
@@ -36,6 +28,7 @@ def view(report: Report) -> RenderableType:
         *([] if _aggregates(report) else [_requests(report), Text()]),
         _levels(report),
         Text(),
+        *_details(report.comparison),
         _run(report),
     ]
     for label, lines, style in (
@@ -76,9 +69,9 @@ def _title(report: Report) -> RenderableType:
 
 
 def _requests(report: Report) -> RenderableType:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     first = "per request" if report.trace.batches is None else "per batch"
-    for column in (first, "pairs", "MAPE", "95 % interval", "median", "bias"):
+    for column in (first, "pairs", "MAPE", "95 % interval", "median", "bias", "distance"):
         table.add_column(column, justify="left" if column == first else "right", no_wrap=True)
     for name, errors in report.comparison.metrics.items():
         low, high = errors.mape_ci95
@@ -89,14 +82,15 @@ def _requests(report: Report) -> RenderableType:
             f"{_percent(low)} to {_percent(high)}",
             _percent(errors.median_ape),
             _signed(errors.bias),
+            _percent(report.comparison.distances[name].wasserstein),
         )
     for name in report.comparison.unsupported:
-        table.add_row(Text(NAMES[name], style="dim"), "-", Text("not measured", style="dim"), "", "", "")
+        table.add_row(Text(NAMES[name], style="dim"), "-", Text("not measured", style="dim"), "", "", "", "")
     return table
 
 
 def _levels(report: Report) -> RenderableType:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True)
     metrics = report.comparison.metrics
     shown: tuple[str, ...] = SHOWN
@@ -105,6 +99,8 @@ def _levels(report: Report) -> RenderableType:
         shown = tuple(sorted(there, key=lambda at: percentile(at) or 0.0))
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
+    anchors = report.comparison.anchors
+    served = anchors[report.comparison.anchor].served if anchors else None
     for name, errors in metrics.items():
         unit, scale = _unit(errors)
         table.add_row(f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in shown))
@@ -112,12 +108,18 @@ def _levels(report: Report) -> RenderableType:
         table.add_row("  error", *(_signed_text(_error(errors, at)) for at in shown))
         if _aggregates(report):
             table.add_row("  of one draw, 95 %", *(_interval(errors, at) for at in shown))
+        levels = served.levels.get(name) if served is not None else None
+        if served is not None and levels is not None and served.n > report.comparison.num_paired:
+            figures = (f"{1e3 * levels[at]:,.1f}" for at in SHOWN)
+            table.add_row(f"  all {served.n:,} measured, ms", *figures, style="dim")
     lines = []
     for name, values in report.comparison.throughput.items():
         whole = "makespan, s" if report.trace.batches is None else "all batches, s"
         label = {"output_tokens_per_s": "output tokens/s", "makespan": whole}[name]
         measured, predicted = (_plain(values[side]) for side in ("measured", "predicted"))
-        lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}")
+        low, high = report.comparison.throughput_ci95[name]
+        within = "" if math.isnan(low) else f" ({_signed(low)} to {_signed(high)})"
+        lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}{within}")
     return Group(table, Text("\n".join(lines)))
 
 
@@ -135,6 +137,18 @@ def _interval(errors: MetricErrors, at: str) -> str:
         return "-"
     low, high = errors.percentiles[at].error_ci95
     return f"{100 * low:+.0f} to {100 * high:+.0f} %"
+
+
+def _details(comparison: Comparison) -> list[RenderableType]:
+    """The worst slices, and both anchors where the trace has them."""
+    lines = [f"{one.sentence}." for one in comparison.worst_slices]
+    gap = comparison.anchor_gap
+    if gap is not None:
+        for name, one in comparison.anchors.items():
+            errors = (f"{LABELS[metric]} {_percent(found.mape)}" for metric, found in one.metrics.items())
+            lines.append(f"mean error per request, counted from {name}: {', '.join(errors)}")
+        lines.append(gap.sentence)
+    return [Padding(Text("\n".join(lines)), (0, 0, 1, 0))] if lines else []
 
 
 def _run(report: Report) -> RenderableType:
@@ -186,11 +200,16 @@ def _plain(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
+    return "-" if math.isnan(value) else f"{100 * value:,.{_digits(value)}f} %"
 
 
 def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:+.2f} %"
+    return "-" if math.isnan(value) else f"{100 * value:+,.{_digits(value)}f} %"
+
+
+def _digits(value: float) -> int:
+    """Two, but none from 100 % on: tables stay within 80 columns."""
+    return 2 if abs(value) < 0.99995 else 0
 
 
 def _signed_text(value: float) -> Text:

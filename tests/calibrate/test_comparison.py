@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp, wasserstein_distance
 
 from calibrate.errors import METRICS, PERCENTILES, Comparison, compare
 from profiles.errors import InputError
@@ -345,3 +346,49 @@ def test_no_timeline_or_one_of_other_instants_is_not_compared(make_trace):
     long = make_trace([1.0], timeline={"time": [0.0, 1.0], "running": [1.0, 2.0]})
     assert compare(short, long).timeline == {}
     assert compare(short, make_trace([1.0])).timeline == {}
+
+
+def test_ids_that_one_side_lacks_are_paired_all_the_same(make_trace):
+    """Any order, any gaps: the join is that of a plain loop."""
+    random = np.random.default_rng(0)
+    ids = [f"r{one}" for one in random.permutation(500)]
+    others = [f"r{one}" for one in random.permutation(600)[:400]]
+    statuses = random.choice(["ok", "failed", "silent"], 500).tolist()
+    measured = make_trace(list(random.random(500)), ids=ids, status=statuses, arrival=list(random.random(500)))
+    predicted = make_trace(list(random.random(400)), ids=others, status=random.choice(["ok", "failed"], 400).tolist())
+    found = Comparison(measured, predicted, exclude={"one": frozenset(ids[:50]), "two": frozenset(ids[:60])})
+
+    place = {one: row for row, one in enumerate(others)}
+    left = [
+        (measured.start[row], row, place[one])
+        for row, one in enumerate(ids)
+        if row >= 60 and statuses[row] == "ok" and one in place and predicted.statuses[place[one]] == "ok"
+    ]
+    mine, theirs = (np.array(rows) for rows in list(zip(*sorted(left), strict=True))[1:])
+    assert found.pairs("ttft")[0].tolist() == measured.latency("ttft")[mine].tolist()
+    assert found.pairs("ttft")[1].tolist() == predicted.latency("ttft")[theirs].tolist()
+    excluded = found.coverage["excluded"]
+    assert (excluded["one"], excluded["two"]) == (50, 10)
+    assert sum(excluded.values()) - excluded["only_predicted"] + found.num_paired == 500
+    assert excluded["only_predicted"] == len(set(others) - set(ids))
+
+
+def test_distances_are_those_of_the_distributions_whichever_request_is_which(make_trace):
+    random = np.random.default_rng(0)
+    one, other = random.gamma(2, 1, 200), random.gamma(2, 1.2, 200)
+    found = compare(make_trace(list(one)), make_trace(list(other))).distances["ttft"]
+    shuffled = compare(make_trace(list(one)), make_trace(list(random.permutation(other)))).distances["ttft"]
+
+    assert found.wasserstein == pytest.approx(wasserstein_distance(one, other) / one.mean())
+    assert found.kolmogorov_smirnov == pytest.approx(ks_2samp(one, other).statistic)
+    assert (shuffled.wasserstein, shuffled.kolmogorov_smirnov) == pytest.approx(
+        (found.wasserstein, found.kolmogorov_smirnov)
+    )
+
+
+def test_distance_of_gaps_that_differ_in_number(make_trace):
+    measured = make_trace([1.0], token_times=[[1.0, 2.0, 4.0]])
+    predicted = make_trace([1.0], token_times=[[1.0, 2.0, 4.0, 5.0]])
+    found = compare(measured, predicted).distances["itl"]
+    assert found.wasserstein == pytest.approx(wasserstein_distance([1, 2], [1, 2, 1]) / 1.5)
+    assert found.kolmogorov_smirnov == pytest.approx(1 / 6)
