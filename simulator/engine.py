@@ -82,6 +82,7 @@ class Engine:
         record_token_times: bool = False,
         cold_start: float = 0.0,
         ahead: int = 0,
+        gates: Sequence[int] | None = None,
     ) -> Simulation:
         """Serve the requests to the last token.
 
@@ -100,6 +101,9 @@ class Engine:
         ahead : int
             Most requests that the first schedule call sees (0: all that have arrived). ``LLM.generate`` sends its
             requests one by one to an engine that schedules as soon as it has the first.
+        gates : sequence of int, optional
+            For each request, in the order given, the most unfinished requests in the engine at which it is taken in;
+            until then it waits outside, and those behind it with it. So a run keeps the concurrency of another one.
 
         Raises
         ------
@@ -109,7 +113,7 @@ class Engine:
             If requests are left that the scheduler never admits.
         """
         served = [self._enter(index, request, record_token_times) for index, request in enumerate(requests)]
-        run = _Run(self.config, self.accelerator, served, observe, progress, nanoseconds(cold_start), ahead)
+        run = _Run(self.config, self.accelerator, served, observe, progress, nanoseconds(cold_start), ahead, gates)
         run.to_the_end()
         return run.result
 
@@ -150,6 +154,7 @@ class _Run:
         progress: Callable[[int], None] | None,
         cold_start: int,
         ahead: int,
+        gates: Sequence[int] | None,
     ) -> None:
         self.scheduler = Scheduler(config)
         self.accelerator = accelerator
@@ -157,6 +162,7 @@ class _Run:
         self.progress = progress
         self.cold_start = cold_start
         self.ahead = ahead
+        self.gates = gates
         self.depth = 2 if config.async_scheduling else 1
         self.in_flight: deque[tuple[Step, int]] = deque()
         entering = [one for one in served if one.status is not Status.REJECTED]
@@ -198,6 +204,8 @@ class _Run:
         alone = self.ahead and not self.result.iterations
         while self.arrivals and self.arrivals[0].arrival <= self.clock:
             if alone and self.scheduler.num_unfinished == self.ahead:
+                return
+            if self.gates is not None and self.scheduler.num_unfinished > self.gates[self.arrivals[0].index]:
                 return
             served = self.arrivals.popleft()
             served.queued = self.clock
