@@ -24,19 +24,19 @@ that grows because steps are slow counts as step time, not as queueing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from calibrate.errors import PERCENTILES, Comparison
 from calibrate.evidence_of_data import DataEvidence, data_evidence
-from calibrate.inference import infer_blocks, infer_scheduling
+from calibrate.inference import infer_blocks
 from calibrate.load import arrival_rate, capacity
-from calibrate.measured_schedule import MeasuredSchedule, measured_schedule, step_seconds, with_columns
-from calibrate.reconstruction import NotRecoverable, reconstruct
-from calibrate.step_times import CorrectedSteps, StepErrors, step_errors, stretched
+from calibrate.measured_schedule import MeasuredSchedule, calls_ahead, measured_schedule
+from calibrate.reconstruction import NotRecoverable
+from calibrate.step_times import CorrectedSteps, step_errors, stretched
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.cold_start import find_cold_start
@@ -45,7 +45,7 @@ from replay.run import Replay, replayable
 from replay.trace import Trace
 from simulator.accelerators.base import AcceleratorModel
 from simulator.batch import Batch
-from simulator.engine import NS, Engine, Iteration
+from simulator.engine import NS, Engine
 from simulator.engine_config import EngineConfig
 from simulator.errors import SimulationError
 
@@ -91,7 +91,11 @@ class Attribution:
     sentences: tuple[str, ...]
 
 
+STATISTICS = (*PERCENTILES, "bias")
+"""What is split: levels, and the mean signed error per request."""
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+SHOWN = {"mean": "mean", "p99": "p99", "bias": "per request"}
+"""Statistics of which sentences speak."""
 LABELS = {"step_time": "step time", "front_end": "front end"}
 FREE = 10**9
 """Gate of a request that did not wait: however many run."""
@@ -104,7 +108,9 @@ STRETCH = 0.01
 NEAR = 0.9
 """Utilisation from which a deployment counts as near saturation."""
 ASKED = 0.003
-"""Points from which it is worth finding out why scheduling differs."""
+"""Points of queueing from which the limits behind it are named."""
+CLEAR, FEWEST = 0.8, 10
+"""Share of the first tokens that must speak for one way of scheduling, and how many it takes."""
 BEFORE = 0.1
 """Share of a part that may lie before the time since when it is there."""
 
@@ -212,7 +218,12 @@ class _Chain:
 
     def points(self, metric: str, statistic: str) -> dict[str, float]:
         """Contribution of each part to the relative error of a statistic."""
-        levels = [_level(one, statistic) for one in self.values[metric]]
+        values = self.values[metric]
+        if statistic == "bias":
+            some = values[0] > 0
+            levels = [float((one[some] / values[0][some]).mean()) if some.any() else np.nan for one in values]
+        else:
+            levels = [_level(one, statistic) for one in values]
         found = dict.fromkeys(PARTS, 0.0)
         for part, before, after in zip(self.parts, levels, levels[1:], strict=False):
             found[part] += (after - before) / levels[0] if levels[0] > 0 else np.nan
@@ -292,7 +303,7 @@ class _Attributed:
                     Share(part, points, why.get(part, ""))
                     for part, points in chain.points(metric, statistic).items()
                 )
-                for statistic in PERCENTILES
+                for statistic in STATISTICS
             }
             for metric in chain.values
         }
@@ -389,8 +400,7 @@ class _Attributed:
         if self.cold_start[0] != self.cold_start[1]:
             reasons["data"] += f" the run's cold start of {self.cold_start[1]:.2f} s is not imposed"
         reasons["step_time"] = self.steps.sentence
-        if largest["scheduling"] > ASKED:
-            reasons["scheduling"] = self._scheduling_reason()
+        reasons["scheduling"] = self._scheduling_reason()
         if self.limit_sentence and largest["queueing"] > ASKED:
             reasons["queueing"] = self.limit_sentence
         if self.replays.held_up.any():
@@ -408,18 +418,17 @@ class _Attributed:
 
     def _scheduling_reason(self) -> str:
         """Whether the run scheduled asynchronously, where that is not what was predicted."""
-        clean, deployment = self.evidence.cleaned, self.deployment
-        rough = step_seconds(deployment)
-
-        def schedule(config: EngineConfig) -> tuple[object, object]:
-            found = reconstruct(clean, config, rough, lambda _: rough, ~self.evidence.lengths, computed=self.computed)
-            return found, rough
-
-        try:
-            _, finding = infer_scheduling(clean, deployment, None, schedule)
-        except NotRecoverable:
+        config = self.deployment.config
+        ahead, at_once = calls_ahead(self.measured, self.schedule, self.computed, config.token_budget)
+        told = ahead > at_once
+        if told == config.async_scheduling or max(ahead, at_once) < CLEAR * (ahead + at_once) or ahead + at_once < FEWEST:
             return ""
-        return finding.sentence if finding is not None and finding.doubt else ""
+        words = {True: "on", False: "off"}
+        way = "two iterations after" if told else "in the iteration after"
+        return (
+            f"async_scheduling is {words[not told]} in the prediction and was {words[told]} in the run: "
+            f"{max(ahead, at_once)} of {ahead + at_once} first tokens came {way} the schedule call of their prompt"
+        )
 
     def _load(self) -> dict[str, float]:
         trace, cached = self.evidence.cleaned, self.replayed.predicted.column("cached_tokens")
@@ -480,7 +489,7 @@ def _without_schedule(
         chain = _Chain(("queueing", "unexplained"), {metric: [mine[fine], (mine + waited)[fine], theirs[fine]]})
         parts[metric] = {
             name: tuple(Share(part, chain.points(metric, name)[part]) for part in ("queueing", "unexplained"))
-            for name in PERCENTILES
+            for name in STATISTICS
         }
     load = {"busy_predicted": float(replayed.summary["device_busy"])}
     if measured.batches is None:
@@ -505,13 +514,13 @@ def _level(values: Floats, statistic: str) -> float:
 
 
 def _metric_sentences(chain: _Chain, arrivals: Floats) -> list[str]:
-    """One for each metric, for its mean or its p99, whichever errs more; that which errs most first."""
+    """One for each metric, for that of its statistics which has the largest part; the largest of all first."""
     ranked = []
     for metric, label in METRICS.items():
         if metric not in chain.values or not chain.values[metric][0].size:
             continue
-        found = {name: chain.points(metric, name) for name in ("mean", "p99")}
-        name = max(found, key=lambda one: abs(sum(found[one].values())))
+        found = {name: chain.points(metric, name) for name in SHOWN}
+        name = max(found, key=lambda one: max(map(abs, found[one].values())))
         error = sum(found[name].values())
         largest = sorted(found[name].items(), key=lambda item: -abs(item[1]))
         shown = [
@@ -519,7 +528,7 @@ def _metric_sentences(chain: _Chain, arrivals: Floats) -> list[str]:
             for part, points in largest
             if abs(points) >= max(WORTH_SAYING, BEFORE * abs(largest[0][1]))
         ]
-        text = f"{label} {name} {100 * error:+.1f} %: {', '.join(shown) or 'no part worth naming'}"
+        text = f"{label} {SHOWN[name]} {100 * error:+.1f} %: {', '.join(shown) or 'no part worth naming'}"
         ranked.append((max(abs(points) for points in found[name].values()), text))
     return [text for _, text in sorted(ranked, key=lambda item: -item[0])]
 

@@ -24,6 +24,7 @@ Rows = npt.NDArray[np.bool_]
 
 IDLE = 1e-3
 """Seconds between recorded iterations from which the engine counts as idle."""
+LEAST_SCALE = 0.05
 LEAST_STEPS = 20
 """Iterations below which the number between two stamps says nothing of a length."""
 LEAST_DOUBT = 0.03
@@ -147,33 +148,43 @@ def _recorded(trace: Trace) -> MeasuredSchedule:
 def _reconstructed(trace: Trace, deployment: Deployment, computed: Floats) -> MeasuredSchedule:
     rough = step_seconds(deployment)
     unsure, expected = doubtful_lengths(trace, steps_between_tokens(trace, deployment.config, rough))
-    fitted: list[StepSeconds] = [rough]
 
     def refine(found: Reconstruction) -> StepSeconds:
-        fitted.append(_scaled(found.spans(), rough))
-        return fitted[-1]
+        return _scaled(found.spans(), rough)
 
     found = reconstruct(trace, deployment.config, rough, refine, ~unsure, computed=computed)
     tokens = np.where(unsure, _tokens(trace, found, expected), trace.column("output_tokens"))
-    return _of_reconstruction(found, _scaled(found.spans(), rough), tokens)
+    return _of_reconstruction(found, refine(found), tokens)
 
 
 def _scaled(spans: Sequence[tuple[list[Batch], float]], rough: StepSeconds) -> StepSeconds:
     """Return a rough idea of an iteration's seconds with one scale for its decodes and one for its prompts."""
-    rows = []
-    for batches, seconds in spans:
-        decode = sum(rough(Batch([], one.decode_contexts)) for one in batches if one.decode_contexts)
-        rows.append((decode / seconds, (sum(map(rough, batches)) - decode) / seconds))
+    parts = [[_parts(one, rough) for one in batches] for batches, _ in spans]
+    rows = [np.sum(some, axis=0) / seconds for some, (_, seconds) in zip(parts, spans, strict=True)]
     if not rows:
         return rough
-    (decodes, prompts), _ = nnls(np.array(rows), np.ones(len(rows)))
-    decodes, prompts = max(decodes, 0.05), max(prompts, 0.05)
+    scales = np.maximum(nnls(np.array(rows), np.ones(len(rows)))[0], LEAST_SCALE)
+    # With its batch, so that no other one can get its id.
+    known = {
+        id(batch): (batch, float(np.dot(part, scales)))
+        for (batches, _), some in zip(spans, parts, strict=True)
+        for batch, part in zip(batches, some, strict=True)
+    }
 
     def seconds(batch: Batch) -> float:
-        alone = rough(Batch([], batch.decode_contexts)) if batch.decode_contexts else 0.0
-        return decodes * alone + prompts * (rough(batch) - alone) if batch.prefills else decodes * alone
+        found = known.get(id(batch))
+        return float(np.dot(_parts(batch, rough), scales)) if found is None else found[1]
 
     return seconds
+
+
+def _parts(batch: Batch, rough: StepSeconds) -> tuple[float, float]:
+    """Seconds of an iteration's decodes alone, and what its prompts add."""
+    whole = rough(batch)
+    if not batch.prefills:
+        return whole, 0.0
+    alone = rough(Batch([], batch.decode_contexts)) if batch.decode_contexts else 0.0
+    return alone, whole - alone
 
 
 def _of_reconstruction(found: Reconstruction, seconds_of: StepSeconds, tokens: Floats) -> MeasuredSchedule:
@@ -276,3 +287,27 @@ def _array(values: Floats, kind: Any) -> Any:
     import pyarrow as pa
 
     return pa.array(values, from_pandas=True).cast(kind)
+
+
+def calls_ahead(trace: Trace, schedule: MeasuredSchedule, computed: Floats, token_budget: int) -> tuple[int, int]:
+    """Count first tokens by how the engine scheduled: ahead of the iteration in flight, or after it.
+
+    A synchronous engine's call computes a prompt in the very next iteration; an asynchronous one has handed that out
+    already, and the prompt is in the one after it. Counted are requests whose prompt fits one iteration and that were
+    scheduled while the engine was busy.
+
+    Returns
+    -------
+    ahead, at_once : int
+    """
+    scheduled, first = trace.column("scheduled"), trace.column("first_token")
+    near = 0.3 * schedule.typical
+    called = np.searchsorted(schedule.end, scheduled + near, side="right") - 1
+    token = np.searchsorted(schedule.end, first - near)
+    inside = (called >= 0) & (token < schedule.end.size) & ~np.isnan(scheduled) & ~np.isnan(first)
+    called, token = np.clip(called, 0, None), np.clip(token, 0, schedule.end.size - 1)
+    follows = np.abs(schedule.end[called] - scheduled) < near
+    busy = np.append(schedule.start[1:] - schedule.end[:-1], np.inf)[called] < IDLE
+    fits = computed <= 0.5 * token_budget
+    some = (token - called)[inside & follows & busy & fits]
+    return int(np.count_nonzero(some == 2)), int(np.count_nonzero(some == 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ AHEAD = 0.05
 """And by how much more than the next cause."""
 CONSTANT = 0.02
 """Relative spread over steps below which a component counts as the same in every step."""
+FEWEST_ALIKE, MOST_GROUPS = 8, 48
+"""Spans that are taken together in search of a cause."""
 WINDOW = 25
 """Iterations over which measured and corrected time are brought together."""
 ROUNDS = 8
@@ -45,7 +47,9 @@ class StepErrors:
     size : float
         Of that cause: seconds a step, or the factor that the component lacks, less 1.
     explained : float
-        Share of the absolute differences that it takes away.
+        Share of the absolute differences that the best candidate takes away.
+    alternatives : tuple of str
+        Causes that do about as well.
     """
 
     bias: float
@@ -53,6 +57,7 @@ class StepErrors:
     cause: str
     size: float
     explained: float
+    alternatives: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -65,10 +70,9 @@ class StepErrors:
         if not self.cause:
             return text + "; no single cause fits (fit the profile anew to this trace)"
         if self.cause == "constant":
-            return (
-                f"steps take {1e3 * abs(self.size):.1f} ms {'longer' if self.size > 0 else 'shorter'} than predicted, the "
-                "same at every batch size: host overhead"
-            )
+            text = f"steps take {1e3 * abs(self.size):.1f} ms {less} than predicted, the same at every batch size: host"
+            others = [name for name in self.alternatives if name != "everything"]
+            return f"{text} overhead" + (f" (or {', '.join(others)}, which hardly varies here)" if others else "")
         what = "the whole step" if self.cause == "everything" else self.cause
         return f"{text}, in proportion to {what}, which is predicted {1 / (1 + self.size):.2f} times what it takes"
 
@@ -159,31 +163,51 @@ def step_errors(accelerator: AcceleratorModel, schedule: MeasuredSchedule) -> St
     """Compare the spans of a measured schedule with an accelerator model, and name the likeliest cause.
 
     Each candidate explains the differences by itself, with one coefficient that minimises the absolute residuals (a
-    weighted median of the ratios).
+    weighted median of the ratios). Of those that do about equally well the simplest is named: the same in every step,
+    then in proportion to the step.
     """
     parts = np.array([accelerator.step(batch) for batch in schedule.batches])
     steps = schedule.sums(np.ones(len(parts)))
-    sums = {name: schedule.sums(column) for name, column in zip(accelerator.components, parts.T, strict=True)}
     whole = schedule.sums(parts.sum(axis=1))
     measured = float(schedule.seconds.sum())
-    off = schedule.seconds - whole
-    total = float(np.abs(off).sum())
-    ranked = []
-    candidates = {"constant": steps, "everything": whole}
-    candidates |= {name: column for name, column in sums.items() if not _constant(column, steps)}
-    for name, column in candidates.items():
-        size = _weighted_median(off, column)
-        ranked.append((1 - float(np.abs(off - size * column).sum()) / max(total, 1e-15), name, size))
-    ranked.sort(reverse=True, key=lambda one: one[0])
-    best, then = ranked[0], ranked[1]
-    clear = best[0] >= CLEAR and best[0] >= then[0] + AHEAD
-    return StepErrors(
-        bias=float(whole.sum()) / measured - 1,
-        mean=measured / float(steps.sum()),
-        cause=best[1] if clear else "",
-        size=best[2] if clear else np.nan,
-        explained=best[0],
-    )
+    bias, mean = float(whole.sum()) / measured - 1, measured / float(steps.sum())
+    alike = _alike(schedule, whole / steps, steps)
+    candidates = {"constant": alike(steps), "everything": alike(whole)}
+    for name, column in zip(accelerator.components, parts.T, strict=True):
+        summed = schedule.sums(column)
+        if not _constant(summed, steps):
+            candidates[name] = alike(summed)
+    off = alike(schedule.seconds - whole)
+    total = max(float(np.abs(off).sum()), 1e-15)
+    sizes = {name: _weighted_median(off, column) for name, column in candidates.items()}
+    taken = {name: 1 - float(np.abs(off - sizes[name] * column).sum()) / total for name, column in candidates.items()}
+    cause = _clearest(taken)
+    if cause == "constant":
+        sizes[cause] = -bias * mean
+    near = tuple(name for name, share in taken.items() if share >= taken[cause] - AHEAD and name != cause) if cause else ()
+    return StepErrors(bias, mean, cause, sizes.get(cause, np.nan), max(taken.values()), near)
+
+
+def _alike(schedule: MeasuredSchedule, size: Floats, steps: Floats) -> Callable[[Floats], Floats]:
+    """Return what sums spans with like steps, so that the noise of single ones evens out: by prompt tokens, then size."""
+    tokens = schedule.sums(np.array([float(batch.num_prefill_tokens) for batch in schedule.batches])) / steps
+    with_prompts = tokens[tokens > 0]
+    limits = [0.5, *np.percentile(with_prompts, [100 / 3, 200 / 3])] if with_prompts.size else [0.5]
+    order = np.lexsort((size, np.digitize(tokens, limits)))
+    first = np.arange(0, order.size, max(FEWEST_ALIKE, order.size // MOST_GROUPS))
+    return lambda column: np.asarray(np.add.reduceat(column[order], first))
+
+
+def _clearest(taken: Mapping[str, float]) -> str:
+    """Name the simplest cause that does about as well as the best; empty if none does well, or two do equally."""
+    best = max(taken.values())
+    if best < CLEAR:
+        return ""
+    for name in ("constant", "everything"):
+        if taken[name] >= best - AHEAD:
+            return name
+    ranked = sorted(taken, key=lambda name: -taken[name])
+    return ranked[0] if best >= taken[ranked[1]] + AHEAD else ""
 
 
 def _constant(column: Floats, steps: Floats) -> bool:
