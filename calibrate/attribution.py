@@ -33,6 +33,7 @@ import numpy.typing as npt
 from calibrate.errors import PERCENTILES, Comparison
 from calibrate.evidence_of_data import DataEvidence, data_evidence
 from calibrate.inference import infer_blocks
+from calibrate.kv_use import UNCERTAIN, KVUse, plateau
 from calibrate.load import arrival_rate, capacity
 from calibrate.measured_schedule import MeasuredSchedule, calls_ahead, measured_schedule
 from calibrate.reconstruction import NotRecoverable
@@ -90,6 +91,12 @@ class Attribution:
     load: Mapping[str, float]
     sentences: tuple[str, ...]
 
+    @property
+    def reasons(self) -> dict[str, str]:
+        """What is behind a part, where that is known."""
+        shares = (share for found in self.parts.values() for some in found.values() for share in some)
+        return {share.part: share.sentence for share in shares if share.sentence}
+
 
 STATISTICS = (*PERCENTILES, "bias")
 """What is split: levels, and the mean signed error per request."""
@@ -105,6 +112,8 @@ WORTH_SAYING = 0.0005
 """Points (as a fraction) below which a part is not named."""
 STRETCH = 0.01
 """By how much steps are stretched to see what that does to latencies."""
+LITTLE = 0.02
+"""Points of the largest part below which mean and p99 tell little."""
 NEAR = 0.9
 """Utilisation from which a deployment counts as near saturation."""
 ASKED = 0.003
@@ -203,7 +212,7 @@ class _Chain:
     @classmethod
     def of(cls, comparison: Comparison, versions: Sequence[tuple[str, _Stamps]]) -> _Chain:
         """Put versions between the measured and the predicted latencies of a comparison."""
-        mine, _, _ = comparison._paired
+        mine, _ = comparison.rows
         values = {}
         for metric in METRICS:
             if metric in comparison.metrics:
@@ -300,8 +309,7 @@ class _Attributed:
         parts = {
             metric: {
                 statistic: tuple(
-                    Share(part, points, why.get(part, ""))
-                    for part, points in chain.points(metric, statistic).items()
+                    Share(part, points, why.get(part, "")) for part, points in chain.points(metric, statistic).items()
                 )
                 for statistic in STATISTICS
             }
@@ -310,7 +318,7 @@ class _Attributed:
         load = self._load()
         sentences = [*self.evidence.sentences, *_metric_sentences(chain, self._arrivals())]
         sentences += [sentence for part, sentence in why.items() if part != "data" and sentence]
-        sentences += _load_sentences(load)
+        sentences += _load_sentences(load) + self._doubts()
         return Attribution(self.schedule.source, "", parts, load, tuple(sentences))
 
     def _cold_start(self) -> tuple[float, float]:
@@ -329,16 +337,21 @@ class _Attributed:
         config = self.deployment.config
         asked = replace(self.deployment, assumed={**self.deployment.assumed, "num_gpu_blocks": config.num_gpu_blocks})
         told, finding = infer_blocks(self.evidence.cleaned, asked, None)
+        blocks, source = told.config.num_gpu_blocks, finding.source
+        held = plateau(KVUse(self.evidence.cleaned, config), config)
+        if held is not None and held.least > blocks * (1 + UNCERTAIN) and finding.interval is None:
+            # Less certain where preemptions are not told; but requests leave the queue as measured anyhow.
+            blocks, source = held.least, "held at once, by the stamps"
         most = _most_at_once(self.measured)
         sentences = []
-        if told.config.num_gpu_blocks != config.num_gpu_blocks:
+        if blocks != config.num_gpu_blocks:
             sentences.append(
-                f"the prediction has {config.num_gpu_blocks:,} KV blocks, the run tells {told.config.num_gpu_blocks:,} "
-                f"({finding.source})"
+                f"the prediction has {config.num_gpu_blocks:,} KV blocks, the run tells {blocks:,} ({source})"
             )
         if most > config.max_num_seqs:
-            sentences.append(f"the prediction runs {config.max_num_seqs} requests at once, {most} ran")
-        return replace(told.config, max_num_seqs=max(config.max_num_seqs, most)), "; ".join(sentences)
+            sentences.append(f"the prediction runs at most {config.max_num_seqs} requests at once, {most} ran")
+        limits = replace(config, num_gpu_blocks=blocks, max_num_seqs=max(config.max_num_seqs, most))
+        return limits, "; ".join(sentences)
 
     def _versions(self) -> list[tuple[str, _Stamps]]:
         """Versions of the run between the measured and the predicted one, each with the part of what is new in it."""
@@ -384,9 +397,16 @@ class _Attributed:
         running = before - np.searchsorted(last, scheduled + 1e-6, side="right")
         return np.where((looks >= 1) & ~np.isnan(scheduled), np.maximum(running, 0), FREE)
 
+    def _doubts(self) -> list[str]:
+        """What the quality checks doubt, where the schedule itself shows nothing wrong."""
+        doubted = [one.check for one in self.findings if one.severity != "info"]
+        if not doubted or self.evidence.wrong:
+            return []
+        return [f"the data's quality is doubted ({', '.join(sorted(set(doubted)))}): any part may come from that"]
+
     def _arrivals(self) -> Floats:
         """Arrivals of the pairs, in seconds from the first."""
-        mine, _, _ = self.comparison._paired
+        mine, _ = self.comparison.rows
         arrival = self.measured.start[mine]
         return np.asarray(arrival - np.nanmin(arrival))
 
@@ -421,7 +441,11 @@ class _Attributed:
         config = self.deployment.config
         ahead, at_once = calls_ahead(self.measured, self.schedule, self.computed, config.token_budget)
         told = ahead > at_once
-        if told == config.async_scheduling or max(ahead, at_once) < CLEAR * (ahead + at_once) or ahead + at_once < FEWEST:
+        if (
+            told == config.async_scheduling
+            or max(ahead, at_once) < CLEAR * (ahead + at_once)
+            or ahead + at_once < FEWEST
+        ):
             return ""
         words = {True: "on", False: "off"}
         way = "two iterations after" if told else "in the iteration after"
@@ -438,8 +462,7 @@ class _Attributed:
             **_rates(trace, self.deployment, cached),
         }
         slower = self.replays.run(_Stretched(self.deployment.accelerator, 1 + STRETCH), recorded=True)
-        _, theirs, _ = self.comparison._paired
-        mine, _, _ = self.comparison._paired
+        mine, _ = self.comparison.rows
         for metric in METRICS:
             if metric in self.comparison.metrics:
                 before = self.comparison.pairs(metric)[1]
@@ -470,7 +493,12 @@ def _rates(trace: Trace, deployment: Deployment, cached: Floats) -> dict[str, fl
     rate = arrival_rate(trace)
     if not found or not rate > 0:
         return found
-    return {"arrival_rate": rate, **found, "utilisation": rate / found["capacity"], "headroom": found["capacity"] / rate}
+    return {
+        "arrival_rate": rate,
+        **found,
+        "utilisation": rate / found["capacity"],
+        "headroom": found["capacity"] / rate,
+    }
 
 
 def _without_schedule(
@@ -520,7 +548,10 @@ def _metric_sentences(chain: _Chain, arrivals: Floats) -> list[str]:
         if metric not in chain.values or not chain.values[metric][0].size:
             continue
         found = {name: chain.points(metric, name) for name in SHOWN}
-        name = max(found, key=lambda one: max(map(abs, found[one].values())))
+        size = {name: max(map(abs, points.values())) for name, points in found.items()}
+        # A short wait that is off by a step is off by a lot per request: that is told where levels tell little.
+        names = ["mean", "p99"] if max(size["mean"], size["p99"]) >= LITTLE else list(found)
+        name = max(names, key=lambda one: size[one])
         error = sum(found[name].values())
         largest = sorted(found[name].items(), key=lambda item: -abs(item[1]))
         shown = [

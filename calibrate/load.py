@@ -58,7 +58,10 @@ def capacity(trace: Trace, deployment: Deployment, cached: Floats) -> dict[str, 
     # A running request is met in proportion to the steps that it runs.
     weight = output / output.sum()
     held = np.ceil((prompt - cached + output / 2) / config.block_size)
-    places = max(1, min(config.max_num_seqs, int((config.num_gpu_blocks - 1) / float(weight @ held))))
+    # And for every output token of its batch a step computes as many prompt tokens as requests have on average.
+    tokens = 1 + float((prompt - cached).sum() / output.sum())
+    most = config.max_num_seqs, (config.num_gpu_blocks - 1) / float(weight @ held), config.token_budget / tokens
+    places = max(1, int(min(most)))
     random = np.random.default_rng(SEED)
     full = []
     for _ in range(DRAWS):

@@ -184,7 +184,9 @@ def step_errors(accelerator: AcceleratorModel, schedule: MeasuredSchedule) -> St
     cause = _clearest(taken)
     if cause == "constant":
         sizes[cause] = -bias * mean
-    near = tuple(name for name, share in taken.items() if share >= taken[cause] - AHEAD and name != cause) if cause else ()
+    near = (
+        tuple(name for name, share in taken.items() if share >= taken[cause] - AHEAD and name != cause) if cause else ()
+    )
     return StepErrors(bias, mean, cause, sizes.get(cause, np.nan), max(taken.values()), near)
 
 

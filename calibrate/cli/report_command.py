@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from calibrate.attribution import attribute
 from calibrate.cli.options import (
     deploy,
     keep_trace,
@@ -21,6 +22,9 @@ from calibrate.reports import json_report, text_report
 from calibrate.reports.report import Report
 from replay.run import replay
 
+MOST_ATTRIBUTED = 20_000
+"""Requests up to which errors are split by cause without being asked for."""
+
 
 @click.command("report")
 @replay_options
@@ -30,6 +34,12 @@ from replay.run import replay
     default="arrival",
     show_default=True,
     help="What measured latencies count from; vLLM stamps `queued` only between steps.",
+)
+@click.option(
+    "--attribution/--no-attribution",
+    "attributed",
+    default=None,
+    help=f"Split errors by cause; takes several replays. [default: up to {MOST_ATTRIBUTED:,} requests]",
 )
 @output_options("text", "json")
 def command(
@@ -41,6 +51,7 @@ def command(
     arrivals: str,
     cold_start: bool,
     anchor: str,
+    attributed: bool | None,
     style: str,
     output: Path | None,
 ) -> None:
@@ -50,7 +61,11 @@ def command(
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     with progress(len(measured), "replaying") as advance:
         replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
-    report = Report(measured, deployment, replayed, compare(measured, replayed.predicted, anchor))
+    comparison = compare(measured, replayed.predicted, anchor)
+    causes = None
+    if attributed or (attributed is None and len(measured) <= MOST_ATTRIBUTED):
+        causes = attribute(measured, deployment, replayed, comparison)
+    report = Report(measured, deployment, replayed, comparison, attribution=causes)
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)

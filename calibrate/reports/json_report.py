@@ -50,11 +50,29 @@ def to_dict(report: Report) -> dict[str, Any]:
         "throughput": comparison.throughput,
         "timeline": comparison.timeline,
         "simulation": report.replay.summary,
+        "attribution": _attribution(report),
         "gates": [],
         "verdict": None,
     }
     cleaned: dict[str, Any] = _clean(document)
     return cleaned
+
+
+def _attribution(report: Report) -> dict[str, Any] | None:
+    found = report.attribution
+    if found is None:
+        return None
+    return {
+        "method": found.method,
+        "why_not": found.why_not,
+        "sentences": found.sentences,
+        "parts": {
+            metric: {name: {share.part: share.points for share in shares} for name, shares in statistics.items()}
+            for metric, statistics in found.parts.items()
+        },
+        "reasons": found.reasons,
+        "load": found.load,
+    }
 
 
 def render(report: Report) -> str:
