@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -120,6 +121,8 @@ ASKED = 0.003
 """Points of queueing from which the limits behind it are named."""
 CLEAR, FEWEST = 0.8, 10
 """Share of the first tokens that must speak for one way of scheduling, and how many it takes."""
+FEWEST_PAIRS = 20
+"""Requests below which nothing is said of since when."""
 BEFORE = 0.1
 """Share of a part that may lie before the time since when it is there."""
 
@@ -208,12 +211,13 @@ class _Chain:
 
     parts: tuple[str, ...]
     values: Mapping[str, Sequence[Floats]]
+    arrivals: Mapping[str, Floats]
 
     @classmethod
     def of(cls, comparison: Comparison, versions: Sequence[tuple[str, _Stamps]]) -> _Chain:
         """Put versions between the measured and the predicted latencies of a comparison."""
         mine, _ = comparison.rows
-        values = {}
+        values, arrivals = {}, {}
         for metric in METRICS:
             if metric in comparison.metrics:
                 measured, predicted = comparison.pairs(metric)
@@ -223,7 +227,8 @@ class _Chain:
                     found = stamps.latency(metric)[mine][fine]
                     chain.append(np.where(np.isnan(found), chain[-1], found))
                 values[metric] = [*chain, predicted[fine]]
-        return cls((*(part for part, _ in versions), "data"), values)
+                arrivals[metric] = comparison.measured.start[mine][fine]
+        return cls((*(part for part, _ in versions), "data"), values, arrivals)
 
     def points(self, metric: str, statistic: str) -> dict[str, float]:
         """Contribution of each part to the relative error of a statistic."""
@@ -234,15 +239,16 @@ class _Chain:
         else:
             levels = [_level(one, statistic) for one in values]
         found = dict.fromkeys(PARTS, 0.0)
-        for part, before, after in zip(self.parts, levels, levels[1:], strict=False):
+        for part, (before, after) in zip(self.parts, pairwise(levels), strict=True):
             found[part] += (after - before) / levels[0] if levels[0] > 0 else np.nan
         return found
 
     def each(self, metric: str, part: str) -> Floats:
         """Seconds that a part adds to the metric of each pair, in order of arrival."""
         chain = self.values[metric]
-        changes = [after - before for before, after in zip(chain, chain[1:], strict=False)]
-        return np.sum([change for one, change in zip(self.parts, changes, strict=True) if one == part], axis=0)
+        changes = [after - before for before, after in pairwise(chain)]
+        own = [change for one, change in zip(self.parts, changes, strict=True) if one == part]
+        return np.asarray(sum(own, np.zeros_like(chain[0])))
 
 
 def attribute(
@@ -316,7 +322,7 @@ class _Attributed:
             for metric in chain.values
         }
         load = self._load()
-        sentences = [*self.evidence.sentences, *_metric_sentences(chain, self._arrivals())]
+        sentences = [*self.evidence.sentences, *_metric_sentences(chain)]
         sentences += [sentence for part, sentence in why.items() if part != "data" and sentence]
         sentences += _load_sentences(load) + self._doubts()
         return Attribution(self.schedule.source, "", parts, load, tuple(sentences))
@@ -403,12 +409,6 @@ class _Attributed:
         if not doubted or self.evidence.wrong:
             return []
         return [f"the data's quality is doubted ({', '.join(sorted(set(doubted)))}): any part may come from that"]
-
-    def _arrivals(self) -> Floats:
-        """Arrivals of the pairs, in seconds from the first."""
-        mine, _ = self.comparison.rows
-        arrival = self.measured.start[mine]
-        return np.asarray(arrival - np.nanmin(arrival))
 
     def _reasons(self, chain: _Chain) -> dict[str, str]:
         """By part, what is behind it."""
@@ -514,7 +514,8 @@ def _without_schedule(
         assert waits is not None
         waited = np.zeros_like(mine) if metric == "tpot" else waits[1] - waits[0]
         fine = ~(np.isnan(mine) | np.isnan(theirs) | np.isnan(waited))
-        chain = _Chain(("queueing", "unexplained"), {metric: [mine[fine], (mine + waited)[fine], theirs[fine]]})
+        values = {metric: [mine[fine], (mine + waited)[fine], theirs[fine]]}
+        chain = _Chain(("queueing", "unexplained"), values, {})
         parts[metric] = {
             name: tuple(Share(part, chain.points(metric, name)[part]) for part in ("queueing", "unexplained"))
             for name in STATISTICS
@@ -541,7 +542,7 @@ def _level(values: Floats, statistic: str) -> float:
     return float(values.mean() if percentile is None else np.percentile(values, percentile))
 
 
-def _metric_sentences(chain: _Chain, arrivals: Floats) -> list[str]:
+def _metric_sentences(chain: _Chain) -> list[str]:
     """One for each metric, for that of its statistics which has the largest part; the largest of all first."""
     ranked = []
     for metric, label in METRICS.items():
@@ -554,6 +555,7 @@ def _metric_sentences(chain: _Chain, arrivals: Floats) -> list[str]:
         name = max(names, key=lambda one: size[one])
         error = sum(found[name].values())
         largest = sorted(found[name].items(), key=lambda item: -abs(item[1]))
+        arrivals = chain.arrivals[metric]
         shown = [
             f"{100 * points:+.1f} points {LABELS.get(part, part)}{_since(chain.each(metric, part), arrivals)}"
             for part, points in largest
@@ -570,14 +572,14 @@ def _since(each: Floats, arrivals: Floats) -> str:
     The cumulative sum of the deviations from the mean peaks at a change (Page 1954).
     """
     count = each.size
-    if count < 20 or arrivals.size != count or not each.sum():
+    if count < FEWEST_PAIRS or not each.sum():
         return ""
     share = np.cumsum(each) / each.sum()
     expected = np.arange(1, count + 1) / count
     place = int(np.argmax(expected - share)) + 1
     if not count // 10 <= place <= count - count // 10 or abs(share[place - 1]) > BEFORE:
         return ""
-    seconds = float(arrivals[place - 1])
+    seconds = float(arrivals[place - 1] - arrivals.min())
     return f" after minute {seconds / 60:.1f}" if seconds >= 120 else f" after {seconds:.0f} s"
 
 

@@ -65,13 +65,7 @@ class MeasuredSchedule:
     def sums(self, values: Floats) -> Floats:
         """Sum a value of each iteration over the spans."""
         inside = self.span >= 0
-        return np.bincount(self.span[inside], values[inside], self.seconds.size)
-
-    @property
-    def middle(self) -> Floats:
-        """Time of each span's middle."""
-        counts = np.maximum(self.sums(np.ones(self.span.size)), 1)
-        return (self.sums(self.start) + self.sums(self.end)) / (2 * counts)
+        return np.bincount(self.span[inside], values[inside], self.seconds.size).astype(np.float64)
 
     @property
     def busy(self) -> float:
@@ -107,9 +101,9 @@ def measured_schedule(trace: Trace, deployment: Deployment, computed: Floats) ->
         raise NotRecoverable("batches have one makespan and no stamps of their requests: record engine stamps")
     if trace.clock == REQUEST_CLOCK or not trace.has("scheduled") or not trace.has("first_token"):
         raise NotRecoverable(
-            "the trace has no engine stamps (scheduled, first and last token, on one clock) and no recorded iterations; "
-            "record them at the server: queued_ts, scheduled_ts, first_token_ts and last_token_ts of vLLM's request "
-            "metrics, or every iteration"
+            "the trace has no engine stamps (scheduled, first and last token, on one clock) and no recorded "
+            "iterations; record them at the server: queued_ts, scheduled_ts, first_token_ts and last_token_ts of vLLM's "
+            "request metrics, or every iteration"
         )
     return _reconstructed(trace, deployment, computed)
 
@@ -221,7 +215,7 @@ def _of_reconstruction(found: Reconstruction, seconds_of: StepSeconds, tokens: F
 
 
 def _tokens(trace: Trace, found: Reconstruction, expected: Floats) -> Floats:
-    """Output tokens by the numbers of first and last token; by the time between them where the numbering ends before."""
+    """Output tokens by the numbers of first and last token; by the time between where the numbering ends before."""
     times = trace.column("first_token"), trace.column("last_token")
     first, last = (np.interp(one, found.stamps, found.numbers) for one in times)
     inside = (times[0] >= found.stamps[0]) & (times[1] <= found.stamps[-1])

@@ -147,10 +147,10 @@ def reconstruct(
     return best[1]
 
 
-def steps_between_tokens(trace: Trace, config: EngineConfig, step_seconds: StepSeconds) -> Floats:
+def steps_between_tokens(trace: Trace, config: EngineConfig, step_seconds: StepSeconds) -> npt.NDArray[np.float64]:
     """Iterations that lie between each request's first and last token, by the load meanwhile; NaN where not stamped.
 
-    Whole requests scale a rough idea of an iteration's seconds, so that on the whole it is right even where that is not.
+    Whole requests scale a rough idea of an iteration's seconds, so that the rate is right on the whole.
 
     Raises
     ------

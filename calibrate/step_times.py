@@ -1,4 +1,4 @@
-"""Measured step times against predicted ones on the same batches: what the difference looks like, and a model without it."""
+"""Measured step times against predicted ones on the same batches: what they differ by, and a model that does not."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def step_errors(accelerator: AcceleratorModel, schedule: MeasuredSchedule) -> St
 
 
 def _alike(schedule: MeasuredSchedule, size: Floats, steps: Floats) -> Callable[[Floats], Floats]:
-    """Return what sums spans with like steps, so that the noise of single ones evens out: by prompt tokens, then size."""
+    """Return what sums spans with like steps, so that the noise of single ones evens out: by prompts, then size."""
     tokens = schedule.sums(np.array([float(batch.num_prefill_tokens) for batch in schedule.batches])) / steps
     with_prompts = tokens[tokens > 0]
     limits = [0.5, *np.percentile(with_prompts, [100 / 3, 200 / 3])] if with_prompts.size else [0.5]
