@@ -40,7 +40,6 @@ from calibrate.measured_schedule import MeasuredSchedule, calls_ahead, measured_
 from calibrate.reconstruction import NotRecoverable
 from calibrate.step_times import CorrectedSteps, step_errors, stretched
 from profiles.deployment import Deployment
-from profiles.errors import InputError
 from replay.cold_start import find_cold_start
 from replay.quality import Finding
 from replay.run import Replay, replayable
@@ -271,11 +270,6 @@ def attribute(
         Of the two.
     findings : sequence of Finding
         What is known of the data's quality.
-
-    Raises
-    ------
-    InputError
-        If a replay cannot serve the requests.
     """
     computed = measured.column("prompt_tokens") - np.nan_to_num(replayed.predicted.column("cached_tokens"))
     try:
@@ -285,7 +279,8 @@ def attribute(
     try:
         return _Attributed(measured, deployment, replayed, comparison, schedule, computed, findings).result()
     except SimulationError as error:
-        raise InputError(f"attribution: {error}") from None
+        why_not = f"a replay of the run as it was measured fails: {error}"
+        return _without_schedule(measured, deployment, replayed, comparison, why_not)
 
 
 class _Attributed:
@@ -602,4 +597,4 @@ def _load_sentences(load: Mapping[str, float]) -> list[str]:
         )
     else:
         text = ""
-    return [": ".join(one for one in (text, becomes) if one)] if text or becomes else []
+    return ["; ".join(one for one in (text, becomes) if one)] if text or becomes else []

@@ -96,16 +96,22 @@ def measured_schedule(trace: Trace, deployment: Deployment, computed: Floats) ->
         If there is neither.
     """
     if trace.iterations is not None and trace.iterations.num_rows:
-        return _recorded(trace)
+        return _with_spans(trace, _recorded(trace))
     if trace.batches is not None:
         raise NotRecoverable("batches have one makespan and no stamps of their requests: record engine stamps")
     if trace.clock == REQUEST_CLOCK or not trace.has("scheduled") or not trace.has("first_token"):
         raise NotRecoverable(
             "the trace has no engine stamps (scheduled, first and last token, on one clock) and no recorded "
-            "iterations; record them at the server: queued_ts, scheduled_ts, first_token_ts and last_token_ts of vLLM's "
-            "request metrics, or every iteration"
+            "iterations; record them at the server: queued_ts, scheduled_ts, first_token_ts and last_token_ts of "
+            "vLLM's request metrics, or every iteration"
         )
-    return _reconstructed(trace, deployment, computed)
+    return _with_spans(trace, _reconstructed(trace, deployment, computed))
+
+
+def _with_spans(trace: Trace, schedule: MeasuredSchedule) -> MeasuredSchedule:
+    if not schedule.seconds.size:
+        raise NotRecoverable(f"{trace.name}: no iteration followed another at once, so that none has a measured length")
+    return schedule
 
 
 def step_seconds(deployment: Deployment) -> StepSeconds:
@@ -259,12 +265,19 @@ def doubtful_lengths(trace: Trace, steps: Floats) -> tuple[Rows, Floats]:
 
 def _usual(first: Floats, last: Floats, ratio: Floats, trusted: Rows) -> Floats:
     """Median ratio of the trusted ones that were decoded at the same time, weighted by the time shared."""
-    order = np.flatnonzero(trusted)[np.argsort(ratio[trusted], kind="stable")]
-    usual = np.empty(ratio.size)
+    known = np.flatnonzero(trusted)[np.argsort(first[trusted], kind="stable")]
+    begin = first[known]
+    # Whoever shares time with one began before it ended, and no longer before it than the longest takes.
+    low = np.searchsorted(begin, first - (last - first).max())
+    high = np.searchsorted(begin, last)
+    usual = ratio.copy()
     for place in range(ratio.size):
+        some = known[low[place] : high[place]]
+        order = some[np.argsort(ratio[some], kind="stable")]
         shared = np.minimum(last[order], last[place]) - np.maximum(first[order], first[place])
         weight = np.cumsum(np.maximum(shared, 0.0) ** 2 / (last - first)[order])
-        usual[place] = ratio[order][np.searchsorted(weight, weight[-1] / 2)] if weight[-1] > 0 else ratio[place]
+        if order.size and weight[-1] > 0:
+            usual[place] = ratio[order][np.searchsorted(weight, weight[-1] / 2)]
     return usual
 
 
