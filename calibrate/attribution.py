@@ -80,7 +80,7 @@ class Attribution:
     parts : mapping of str to mapping of str to tuple of Share
         By metric (``ttft``) and statistic (``mean``, ``p99``).
     load : mapping of str to float
-        Utilisation and the distance to saturation.
+        Utilisation and the distance to saturation; keys as in ``docs/report-json.md``.
     sentences : tuple of str
         The result in words, most important first.
     """
@@ -257,7 +257,7 @@ def attribute(
     comparison: Comparison,
     findings: Sequence[Finding] = (),
 ) -> Attribution:
-    """Split the errors of a comparison by cause, with two to five further replays.
+    """Split the errors of a comparison by cause, with three to six further replays.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ class _Attributed:
             for metric in chain.values
         }
         load = self._load()
-        sentences = [*self.evidence.sentences, *_metric_sentences(chain)]
+        sentences = [*self._data_sentences(), *_metric_sentences(chain)]
         sentences += [sentence for part, sentence in why.items() if part != "data" and sentence]
         sentences += _load_sentences(load) + self._doubts()
         return Attribution(self.schedule.source, "", parts, load, tuple(sentences))
@@ -398,6 +398,14 @@ class _Attributed:
         running = before - np.searchsorted(last, scheduled + 1e-6, side="right")
         return np.where((looks >= 1) & ~np.isnan(scheduled), np.maximum(running, 0), FREE)
 
+    def _data_sentences(self) -> list[str]:
+        """What was wrong with the data, before anything is made of them."""
+        sentences = list(self.evidence.sentences)
+        imposed, there = self.cold_start
+        if imposed != there:
+            sentences.append(f"the run's cold start of {there:.2f} s is not imposed on the prediction")
+        return sentences
+
     def _doubts(self) -> list[str]:
         """What the quality checks doubt, where the schedule itself shows nothing wrong."""
         doubted = [one.check for one in self.findings if one.severity != "info"]
@@ -408,14 +416,16 @@ class _Attributed:
     def _reasons(self, chain: _Chain) -> dict[str, str]:
         """By part, what is behind it."""
         largest = {
-            part: max(abs(chain.points(metric, name)[part]) for metric in chain.values for name in PERCENTILES)
+            part: max(
+                (abs(chain.points(metric, name)[part]) for metric in chain.values for name in PERCENTILES), default=0
+            )
             for part in PARTS
         }
-        reasons = {"data": " ".join(self.evidence.sentences)}
-        if self.cold_start[0] != self.cold_start[1]:
-            reasons["data"] += f" the run's cold start of {self.cold_start[1]:.2f} s is not imposed"
-        reasons["step_time"] = self.steps.sentence
-        reasons["scheduling"] = self._scheduling_reason()
+        reasons = {
+            "data": "; ".join(self._data_sentences()),
+            "step_time": self.steps.sentence,
+            "scheduling": self._scheduling_reason(),
+        }
         if self.limit_sentence and largest["queueing"] > ASKED:
             reasons["queueing"] = self.limit_sentence
         if self.replays.held_up.any():

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrate.attribution import LABELS, PARTS
+from calibrate.attribution import SHOWN as ATTRIBUTED
 from calibrate.errors import MetricErrors
 from calibrate.reports.report import Report
 
@@ -23,7 +24,6 @@ NAMES = {
     "prompt_time": "prompt time",
     "token_time": "token time",
 }
-ATTRIBUTED = {"mean": "mean", "p99": "p99", "bias": "per request"}
 SHOWN = ("mean", "p50", "p90", "p99")
 
 
