@@ -415,18 +415,14 @@ class _Attributed:
 
     def _reasons(self, chain: _Chain) -> dict[str, str]:
         """By part, what is behind it."""
-        largest = {
-            part: max(
-                (abs(chain.points(metric, name)[part]) for metric in chain.values for name in PERCENTILES), default=0
-            )
-            for part in PARTS
-        }
+        sizes = (abs(chain.points(metric, name)["queueing"]) for metric in chain.values for name in PERCENTILES)
+        queueing = max(sizes, default=0.0)
         reasons = {
             "data": "; ".join(self._data_sentences()),
             "step_time": self.steps.sentence,
             "scheduling": self._scheduling_reason(),
         }
-        if self.limit_sentence and largest["queueing"] > ASKED:
+        if self.limit_sentence and queueing > ASKED:
             reasons["queueing"] = self.limit_sentence
         if self.replays.held_up.any():
             usual = self.replays.held_up[self.replays.held_up > 0]
