@@ -70,6 +70,11 @@ class Comparison:
         return int(self._paired[0].size)
 
     @property
+    def rows(self) -> tuple[Rows, Rows]:
+        """Rows of the measured and of the predicted trace that are compared, in order of arrival."""
+        return self._paired[:2]
+
+    @property
     def coverage(self) -> dict[str, Any]:
         """Counts of requests on both sides, of pairs, and of those left out by reason."""
         return {

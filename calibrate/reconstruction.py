@@ -100,6 +100,8 @@ def reconstruct(
     step_seconds: StepSeconds,
     refine: Callable[[Reconstruction], StepSeconds],
     known: npt.NDArray[np.bool_] | None = None,
+    *,
+    computed: Floats | None = None,
 ) -> Reconstruction:
     """Recover the schedule of a run.
 
@@ -115,6 +117,10 @@ def reconstruct(
         Returns a better one, learned from the reconstruction so far.
     known : array of bool, optional
         Rows whose stamps may be used. Of the others only arrivals and lengths are, as a simulation would.
+    computed : array, optional
+        Prompt tokens that each row computed (those not cached). With it, batches are put together from the numbered
+        stamps alone, without a scheduler: ten times as fast, but chunks of a prompt may lie an iteration off, and
+        nothing is said of ``misplaced``. Rows that are not ``known`` have their place by their stamps' time.
 
     Raises
     ------
@@ -129,7 +135,7 @@ def reconstruct(
     for _ in range(MOST_ROUNDS):
         if previous is not None and np.array_equal(previous, numbers):
             break
-        found = puzzle.compose(numbers)
+        found = puzzle.compose(numbers) if computed is None else puzzle.compose_by_stamps(numbers, computed)
         previous = numbers
         step_seconds = refine(found)
         badness = found.misplaced, puzzle.seconds_missed(found, step_seconds)
@@ -139,6 +145,23 @@ def reconstruct(
         numbers = puzzle.number(expected, 0.15 + 0.03 * expected)
     assert best is not None
     return best[1]
+
+
+def steps_between_tokens(trace: Trace, config: EngineConfig, step_seconds: StepSeconds) -> npt.NDArray[np.float64]:
+    """Iterations that lie between each request's first and last token, by the load meanwhile; NaN where not stamped.
+
+    Whole requests scale a rough idea of an iteration's seconds, so that the rate is right on the whole.
+
+    Raises
+    ------
+    NotRecoverable
+        If the trace has not the stamps it takes.
+    """
+    puzzle = _Puzzle(trace, config, None)
+    passed = np.concatenate([[0.0], np.cumsum(puzzle.first_guess(step_seconds))])
+    found = np.full(len(trace), np.nan)
+    found[puzzle.rows[puzzle.known]] = passed[puzzle.last_place] - passed[puzzle.first_place]
+    return found
 
 
 def first_tokens_in_place(
@@ -187,6 +210,9 @@ class _Puzzle:
         self.known = np.flatnonzero(stamped)
         # Requests that were preempted had iterations without a token: nobody knows how many.
         self.straight = ~(np.nan_to_num(trace.column("preemptions")[rows])[stamped] > 0)
+        self.rows = np.array(rows, dtype=np.intp)
+        self.seen = ~(np.isnan(first) | np.isnan(last))
+        self.every = first[self.seen], last[self.seen], prompt[self.seen]
         self.first, self.last = first[stamped], last[stamped]
         self.output, self.prompt = output[stamped].astype(np.int64), prompt[stamped]
         ticks, places = np.unique(
@@ -347,6 +373,36 @@ class _Puzzle:
             driven, admitted = again, moved
         misplaced = int(np.count_nonzero(driven.placed[self.known] - target))
         return Reconstruction(self.stamps, numbers, driven.first, driven.batches, misplaced, self.quiet)
+
+    def compose_by_stamps(self, numbers: Ints, computed: Floats) -> Reconstruction:
+        """Put batches together from the numbered stamps alone: decodes between first and last, prompts before first."""
+        numbers = np.maximum.accumulate(numbers)
+        begin, end = (np.round(np.interp(one, self.stamps, numbers)).astype(np.int64) for one in self.every[:2])
+        prompts = self.every[2].astype(np.int64)
+        tokens = np.clip(computed[self.rows[self.seen]], 1, prompts).astype(np.int64)
+        first = int(numbers[0]) - int(-(-tokens.max() // self.config.token_budget))
+        count = int(numbers[-1]) - first + 1
+        decodes: list[list[int]] = [[] for _ in range(count)]
+        for prompt, at, until in zip(prompts.tolist(), begin - first, end - first, strict=True):
+            for step in range(int(at) + 1, int(until) + 1):
+                decodes[step].append(prompt + step - int(at) - 1)
+        room = [max(self.config.token_budget - len(one), 1) for one in decodes]
+        prefills: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        for one in np.argsort(begin, kind="stable").tolist():
+            at, left, context = int(begin[one]) - first, int(tokens[one]), int(prompts[one] - tokens[one])
+            step, fits = at, room[at]
+            while fits < left and step > 0:
+                step -= 1
+                fits += room[step]
+            for place in range(step, at + 1):
+                chunk = min(left, room[place]) if place < at else left
+                if chunk == 1:
+                    decodes[place].append(context)
+                elif chunk > 1:
+                    prefills[place].append((chunk, context))
+                room[place], left, context = max(room[place] - chunk, 0), left - chunk, context + chunk
+        batches = [Batch(*both) if any(both) else None for both in zip(prefills, decodes, strict=True)]
+        return Reconstruction(self.stamps, numbers, first, batches, 0, self.quiet)
 
     def as_called(self, found: Reconstruction, ends: Floats) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """Iteration that each request is admitted into by the call that stamped it; for known ones whether it is clear.

@@ -119,6 +119,7 @@ class Engine:
         cold_start: float = 0.0,
         ahead: int = 0,
         closed_loop: ClosedLoop | None = None,
+        most_unfinished: Sequence[int] | None = None,
     ) -> Simulation:
         """Serve the requests to the last token.
 
@@ -140,6 +141,9 @@ class Engine:
         closed_loop : ClosedLoop, optional
             Clients that wait for one request before they send the next. Arrivals are then the earliest times to send,
             and ``ServedRequest.arrival`` says when the engine got each.
+        most_unfinished : sequence of int, optional
+            For each request, in the order given, the most unfinished requests in the engine at which it is taken in;
+            until then it waits outside, and those behind it with it. So a run keeps the concurrency of another one.
 
         Raises
         ------
@@ -152,7 +156,7 @@ class Engine:
         if closed_loop is not None and any(one.request.abort is not None for one in served):
             raise SimulationError("clients in a closed loop do not give up: expected requests without abort")
         cold = nanoseconds(cold_start)
-        run = _Run(self.config, self.accelerator, served, observe, progress, cold, ahead, closed_loop)
+        run = _Run(self.config, self.accelerator, served, observe, progress, cold, ahead, closed_loop, most_unfinished)
         run.to_the_end()
         return run.result
 
@@ -188,6 +192,7 @@ class _Run:
         cold_start: int,
         ahead: int,
         closed_loop: ClosedLoop | None,
+        most_unfinished: Sequence[int] | None,
     ) -> None:
         self.scheduler = Scheduler(config)
         self.accelerator = accelerator
@@ -195,6 +200,7 @@ class _Run:
         self.progress = progress
         self.cold_start = cold_start
         self.ahead = ahead
+        self.most_unfinished = most_unfinished
         self.depth = 2 if config.async_scheduling else 1
         self.in_flight: deque[tuple[Step, int]] = deque()
         entering = [one for one in served if one.status is not Status.REJECTED]
@@ -241,6 +247,11 @@ class _Run:
         alone = self.ahead and not self.result.iterations
         while self.arrivals and self.arrivals[0].arrival <= self.clock:
             if alone and self.scheduler.num_unfinished == self.ahead:
+                return
+            if (
+                self.most_unfinished is not None
+                and self.scheduler.num_unfinished > self.most_unfinished[self.arrivals[0].index]
+            ):
                 return
             served = self.arrivals.popleft()
             served.queued = self.clock

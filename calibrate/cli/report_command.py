@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from calibrate.aggregates import DRAWS, compare_aggregates, predict
+from calibrate.attribution import attribute
 from calibrate.cli.options import (
     deploy,
     keep_trace,
@@ -24,6 +25,9 @@ from profiles.errors import InputError
 from replay.load_level import draws, holds_aggregates
 from replay.run import replay
 
+MOST_ATTRIBUTED = 20_000
+"""Requests up to which errors are split by cause without being asked for."""
+
 
 @click.command("report")
 @replay_options
@@ -33,6 +37,12 @@ from replay.run import replay
     default="arrival",
     show_default=True,
     help="What measured latencies count from; vLLM stamps `queued` only between steps.",
+)
+@click.option(
+    "--attribution/--no-attribution",
+    "attributed",
+    default=None,
+    help=f"Split errors by cause; takes several replays. [default: up to {MOST_ATTRIBUTED:,} requests]",
 )
 @output_options("text", "json")
 def command(
@@ -44,6 +54,7 @@ def command(
     arrivals: str,
     cold_start: bool,
     anchor: str,
+    attributed: bool | None,
     style: str,
     output: Path | None,
 ) -> None:
@@ -60,7 +71,11 @@ def command(
     else:
         with progress(len(measured), "replaying") as advance:
             replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
-        report = Report(measured, deployment, replayed, compare(measured, replayed.predicted, anchor))
+        comparison = compare(measured, replayed.predicted, anchor)
+        causes = None
+        if attributed or (attributed is None and len(measured) <= MOST_ATTRIBUTED):
+            causes = attribute(measured, deployment, replayed, comparison)
+        report = Report(measured, deployment, replayed, comparison, attribution=causes)
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)

@@ -53,6 +53,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "timeline": comparison.timeline,
         **_comparison_details(comparison),
         "simulation": report.replay.summary,
+        "attribution": _attribution(report),
         "gates": [],
         "verdict": None,
     }
@@ -81,6 +82,23 @@ def _series(series: Series) -> dict[str, Any]:
     """Six significant digits, to keep the document small."""
     sides = {"time": series.time, "measured": series.measured, "predicted": series.predicted}
     return {"source": series.source} | {name: [float(f"{one:.6g}") for one in side] for name, side in sides.items()}
+
+
+def _attribution(report: Report) -> dict[str, Any] | None:
+    found = report.attribution
+    if found is None:
+        return None
+    return {
+        "method": found.method,
+        "why_not": found.why_not,
+        "sentences": found.sentences,
+        "parts": {
+            metric: {name: {share.part: share.points for share in shares} for name, shares in statistics.items()}
+            for metric, statistics in found.parts.items()
+        },
+        "reasons": found.reasons,
+        "load": found.load,
+    }
 
 
 def render(report: Report) -> str:

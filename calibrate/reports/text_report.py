@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrate.aggregates import AggregateComparison
+from calibrate.attribution import PART_LABELS, PARTS
+from calibrate.attribution import SHOWN as ATTRIBUTED
 from calibrate.errors import Comparison, MetricErrors
 from calibrate.metric_errors import LABELS
 from calibrate.reports.report import Report
@@ -30,17 +32,13 @@ def view(report: Report) -> RenderableType:
         Text(),
         *_details(report.comparison),
         _run(report),
+        *_attribution(report),
     ]
     for label, lines, style in (
         ("conflict", report.deployment.conflicts, "yellow"),
         ("note", report.notes, ""),
     ):
-        for line in lines:
-            grid = Table.grid(padding=(0, 1))
-            grid.add_column(no_wrap=True)
-            grid.add_column()
-            grid.add_row(Text(f"{label}:", style=style or "dim"), Text(line))
-            parts.append(grid)
+        parts += [_labelled(label, line, style or "dim") for line in lines]
     return Group(*parts)
 
 
@@ -184,6 +182,44 @@ def _run(report: Report) -> RenderableType:
             f"assumed: host overhead {1e3 * host.per_step:g} ms per step, {1e6 * host.per_sequence:g} us per sequence"
         )
     return Padding(Text("\n".join(lines)), (0, 0, 1, 0))
+
+
+def _attribution(report: Report) -> list[RenderableType]:
+    """Where errors come from: a table in points, and the sentences."""
+    found = report.attribution
+    if found is None:
+        return []
+    parts: list[RenderableType] = []
+    if found.parts:
+        table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+        names = [
+            name for name in PARTS if any(one.part == name for one in found.parts[next(iter(found.parts))]["mean"])
+        ]
+        for column in ("error, points", "in all", *(PART_LABELS.get(name, name) for name in names), "+1 % step time"):
+            table.add_column(column, justify="left" if column == "error, points" else "right")
+        for metric, statistics in found.parts.items():
+            for name in ATTRIBUTED:
+                points = {share.part: share.points for share in statistics[name]}
+                slope = found.load.get(f"sensitivity.{metric}.{name}", math.nan)
+                figures = [sum(points.values()), *points.values(), 0.01 * slope]
+                table.add_row(f"{NAMES[metric]} {ATTRIBUTED[name]}", *map(_points, figures))
+        parts.append(Padding(table, (0, 0, 1, 0)))
+    if found.why_not:
+        parts.append(_labelled("cause", f"no schedule to hold the prediction against: {found.why_not}"))
+    parts += [_labelled("cause", line) for line in found.sentences]
+    return [*parts, Text()]
+
+
+def _labelled(label: str, line: str, style: str = "dim") -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    grid.add_row(Text(f"{label}:", style=style), Text(line))
+    return grid
+
+
+def _points(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:+.1f}"
 
 
 def _unit(errors: MetricErrors) -> tuple[str, float]:

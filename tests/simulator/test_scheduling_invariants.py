@@ -297,6 +297,19 @@ def test_synchronous_waits_for_the_running_step_and_asynchronous_for_one_more():
     assert asynchronous.first_token - asynchronous.arrival == 2_500_000_000
 
 
+def test_limits_keep_a_request_out_until_few_enough_run():
+    """Four at once: the third may only begin beside one other, the fourth only alone."""
+    engine = Engine(config(num_gpu_blocks=100, max_num_seqs=4), UnevenSteps())
+    lengths = {"a": 3, "b": 5, "c": 4, "d": 2}
+    requests = [Request(name, 0.0, 10, output) for name, output in lengths.items()]
+    a, b, c, d = engine.run(requests, most_unfinished=[9, 9, 1, 0]).served
+    assert a.scheduled == b.scheduled == 0
+    assert a.last_token <= c.scheduled < b.last_token
+    assert max(b.last_token, c.last_token) <= d.scheduled
+    free = engine.run(requests, most_unfinished=[9, 9, 9, 9]).served
+    assert [one.last_token for one in free] == [one.last_token for one in engine.run(requests).served]
+
+
 def test_a_prompt_longer_than_the_model_allows_is_rejected_and_the_rest_is_served():
     simulation = Engine(config(max_model_len=64), UnevenSteps()).run(
         [Request("long", 0.0, 64, 4), Request("short", 0.0, 60, 10)]
