@@ -109,6 +109,11 @@ class Comparison:
         return left[order], right[order], reasons
 
     @property
+    def rows(self) -> tuple[Rows, Rows]:
+        """Rows of the measured and of the predicted trace that are compared, in order of arrival."""
+        return self._paired[:2]
+
+    @property
     def num_paired(self) -> int:
         """Requests that are compared."""
         return int(self._paired[0].size)

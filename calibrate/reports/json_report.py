@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from calibrate.reports import gates_section
 from calibrate.reports.report import Report
 
 SCHEMA = "servecal.report/1"
@@ -50,8 +51,8 @@ def to_dict(report: Report) -> dict[str, Any]:
         "throughput": comparison.throughput,
         "timeline": comparison.timeline,
         "simulation": report.replay.summary,
-        "gates": [],
-        "verdict": None,
+        "gates": gates_section.as_dicts(report.judgement),
+        "verdict": report.judgement.verdict if report.judgement else None,
     }
     cleaned: dict[str, Any] = _clean(document)
     return cleaned

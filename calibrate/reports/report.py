@@ -80,7 +80,7 @@ class Report:
                 " This profile is a datasheet: kernels at peak arithmetic and bandwidth, nothing measured; take"
                 " the error as the distance from the datasheet to this deployment."
             )
-        return text
+        return f"{text} {self.judgement.headline}" if self.judgement else text
 
     @property
     def _fitted(self) -> bool:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrate.errors import MetricErrors
+from calibrate.reports import gates_section
 from calibrate.reports.report import Report
 
 NAMES = {
@@ -37,6 +38,8 @@ def view(report: Report) -> RenderableType:
         Text(),
         _run(report),
     ]
+    if report.judgement is not None:
+        parts.append(gates_section.view(report.judgement))
     for label, lines, style in (
         ("conflict", report.deployment.conflicts, "yellow"),
         ("note", report.notes, ""),
