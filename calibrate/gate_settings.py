@@ -161,7 +161,7 @@ class _File:
         elif isinstance(value, Mapping) or key in SHORT or key in NAMES:
             yield key, value
         else:
-            self._refuse(key, _unknown(key, (*NAMES, "makespan", "baseline", "inconclusive")))
+            self._refuse(key, _unknown(key, (*NAMES, "baseline", "inconclusive")))
 
     def _gate(self, name: str, limit: Any) -> Gate:
         try:

@@ -205,6 +205,8 @@ def judge(figures: Figures, rules: Rules, baseline: Figures | None = None, noise
     results += [_absolute(one, figures, (one.metric, one.statistic) in known, count) for one in others]
     if baseline is not None:
         results += [_relative(*one, figures, baseline, rules.allowance, count) for one in held]
+        same = baseline.trace == figures.trace
+        noise += f"; the baseline is of {'the same run: its noise is common to both' if same else 'another run'}"
     return Judgement(tuple(results), noise)
 
 

@@ -26,6 +26,8 @@ SAME_PROMPTS = 0.9
 """Share of equal prompt lengths from which on two runs are of one workload; by chance far fewer are equal."""
 ENOUGH = 0.5
 """Share of the smaller run that must be paired."""
+OTHER_PACE = 0.05
+"""Relative difference of the mean arrival rates that is worth a word."""
 DIFFERENT = "the requests differ, so none is paired with another"
 
 
@@ -167,9 +169,9 @@ def pair(a: Trace, b: Trace) -> Pairing:
         exclude = {"warmup": frozenset(cold), "other_lengths": frozenset(ids[row] for row in rows[~same])}
         comparison = Comparison(a, b, exclude=exclude)
         if comparison.num_paired:
-            return Pairing(kind, comparison, _notes(kind, int((~same).sum()), int(rows.size)))
+            return Pairing(kind, comparison, (*_notes(kind, int((~same).sum()), int(rows.size)), *_pace(a, b)))
     said = "the requests of the two differ: their distributions are compared, and a difference may be the workload's"
-    return Pairing("none", Unpaired(a, b), (said,))
+    return Pairing("none", Unpaired(a, b), (said, *_pace(a, b)))
 
 
 def _by_id(a: Trace, b: Trace, shared: set[str]) -> tuple[Rows, Rows]:
@@ -212,3 +214,13 @@ def _notes(kind: str, different: int, count: int) -> tuple[str, ...]:
     if different:
         notes.append(f"{different} of {count} requests have other lengths in the second run and are not compared")
     return tuple(notes)
+
+
+def _pace(a: Trace, b: Trace) -> list[str]:
+    """Whether the two were sent at another pace: then load differs, and with it every latency."""
+    if REQUEST_CLOCK in (a.clock, b.clock) or len(a) < 2 or len(b) < 2:
+        return []
+    rates = [(len(trace) - 1) / max(float(np.ptp(trace.start[~np.isnan(trace.start)])), 1e-9) for trace in (a, b)]
+    if max(rates) < (1 + OTHER_PACE) * min(rates):
+        return []
+    return [f"requests came at another pace, {rates[0]:.3g} a second in A and {rates[1]:.3g} in B: the load differs"]

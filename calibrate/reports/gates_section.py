@@ -17,21 +17,20 @@ STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 def view(judgement: Judgement) -> RenderableType:
     """Return what rich shows: a line a gate, why those did not pass that did not, the verdict."""
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for column in ("gate", "limit", "off by", "95 % interval", "verdict"):
-        table.add_column(column, justify="left" if column in ("gate", "verdict") else "right", no_wrap=True)
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("gate", overflow="fold")
+    for column in ("limit", "off by", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for one in judgement.results:
         low, high = (_value(one, bound) for bound in one.ci95)
         known = not math.isnan(one.ci95[0]) and one.metric != "coverage"
         verdict = Text(one.verdict, style=STYLES[one.verdict])
         table.add_row(Text(one.name), _limit(one), _value(one, one.value), f"{low} to {high}" if known else "", verdict)
-    why = Table.grid(padding=(0, 1))
-    why.add_column(no_wrap=True)
-    why.add_column()
+    parts: list[RenderableType] = [table, Text(judgement.headline, style=f"bold {STYLES[judgement.verdict]}")]
     for one in judgement.results:
         if one.verdict != "pass":
-            why.add_row(Text(f"{one.name}:", style=STYLES[one.verdict]), Text(one.sentence))
-    parts: list[RenderableType] = [table, Text(judgement.headline, style=f"bold {STYLES[judgement.verdict]}"), why]
+            parts.append(Text.assemble((f"{one.name}: ", STYLES[one.verdict]), one.sentence))
     if judgement.noise:
         parts.append(Text(f"noise: {judgement.noise}", style="dim"))
     return Group(*parts, Text())

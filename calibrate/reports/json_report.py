@@ -54,7 +54,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "gates": gates_section.as_dicts(report.judgement),
         "verdict": report.judgement.verdict if report.judgement else None,
     }
-    cleaned: dict[str, Any] = _clean(document)
+    cleaned: dict[str, Any] = clean(document)
     return cleaned
 
 
@@ -63,11 +63,12 @@ def render(report: Report) -> str:
     return json.dumps(to_dict(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """The same for JSON: lists for tuples, null for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): _clean(one) for key, one in value.items()}
+        return {str(key): clean(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(one) for one in value]
+        return [clean(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
