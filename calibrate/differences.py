@@ -77,9 +77,7 @@ class ProfileDifference:
         if held:
             said.append(f"{held} coefficients are where they were, as far as their intervals can tell")
         if not moved and any(one.difference for one in changes if one.moved is False) and self.on is None:
-            said.append(
-                "one can stand in for another, so each alone is less sure than all together: --on TRACE says what they do"
-            )
+            said.append("one can stand in for another, so each alone is less sure than all together: see --on TRACE")
         if unsure:
             said.append(f"neither profile says how sure it is of {', '.join(unsure)}")
         vague = [one.name for one in moved if one.identified is False]

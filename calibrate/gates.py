@@ -285,8 +285,9 @@ def _relative(
         return _unknown(metric, statistic, limit, now.reason, True, "baseline", before.value)
     low, high = worsening(before, now, same_run=baseline.trace == figures.trace)
     value = abs(now.value) - abs(before.value)
-    outcome = "pass" if high < limit else "inconclusive"
-    if not math.isnan(low) and for_one_of(count, value, (low, high))[0] >= limit:
+    outcome = "pass" if high < limit or high <= 0 else "inconclusive"
+    least = for_one_of(count, value, (low, high))[0]
+    if least >= limit and least > 0:
         outcome = "fail"
     said = f"{_figure(before.value, statistic)} before, {_figure(now.value, statistic)} now"
     margin = f"{100 * limit:.1f} points"

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.stats import ks_2samp
 
-from calibrate.errors import METRICS, PERCENTILES, Comparison, Level, bootstrap_interval
+from calibrate.errors import BATCH_METRICS, METRICS, PERCENTILES, Comparison, Level, bootstrap_interval
 from calibrate.estimates import NONE, Coverage, Estimate, Interval, widened
+from profiles.errors import InputError
 from replay.trace import REQUEST_CLOCK, Trace
 
 Floats = npt.NDArray[np.float64]
@@ -54,7 +55,7 @@ class Unpaired:
     def metrics(self) -> dict[str, Distribution]:
         """Of every metric that both runs have."""
         found = {}
-        for metric in METRICS:
+        for metric in (*BATCH_METRICS, *METRICS):
             a, b = (_values(trace, metric) for trace in (self.measured, self.predicted))
             if a.size and b.size:
                 levels = {name: _level(a, b, percentile) for name, percentile in PERCENTILES.items()}
@@ -69,6 +70,8 @@ class Unpaired:
             served = trace.statuses == "ok"
             last, start = trace.column("last_token")[served], trace.start[served]
             span = float(np.fmax.reduce(last, initial=-np.inf) - np.fmin.reduce(start, initial=np.inf))
+            if trace.batches is not None:
+                span = float(trace.of_batches("makespan").sum())
             spans.append(span if span > 0 else math.nan)
             rates.append(float(np.nansum(trace.column("output_tokens")[served])) / spans[-1])
         return {
@@ -105,7 +108,10 @@ class Unpaired:
 
 
 def _values(trace: Trace, metric: str) -> Floats:
-    """Seconds of the served requests, in order of arrival."""
+    """Seconds of the served requests, in order of arrival; of batches, in their order."""
+    if metric in BATCH_METRICS:
+        values = trace.of_batches(BATCH_METRICS[metric])
+        return np.asarray(values[~np.isnan(values)])
     if metric == "itl":
         gaps = [np.diff(np.asarray(one, dtype=np.float64)) for one in trace.lists("token_times") if one]
         return np.concatenate(gaps or [np.empty(0)])
@@ -153,6 +159,11 @@ def pair(a: Trace, b: Trace) -> Pairing:
 
     By id, if at least half of the smaller run's ids are in the other and nine tenths of those have the same prompt
     length; else by order of arrival, if there are as many and nine tenths have. Pairs with other lengths are left out.
+
+    Raises
+    ------
+    InputError
+        If the requests differ and there is no metric that both runs have.
     """
     shared = set(a.ids) & set(b.ids)
     for kind, (rows, others) in (("id", _by_id(a, b, shared)), ("order", _by_order(a, b))):
@@ -170,8 +181,11 @@ def pair(a: Trace, b: Trace) -> Pairing:
         comparison = Comparison(a, b, exclude=exclude)
         if comparison.num_paired:
             return Pairing(kind, comparison, (*_notes(kind, int((~same).sum()), int(rows.size)), *_pace(a, b)))
+    unpaired = Unpaired(a, b)
+    if not unpaired.metrics:
+        raise InputError(f"{a.name} and {b.name} have other requests and no metric in common")
     said = "the requests of the two differ: their distributions are compared, and a difference may be the workload's"
-    return Pairing("none", Unpaired(a, b), (said, *_pace(a, b)))
+    return Pairing("none", unpaired, (said, *_pace(a, b)))
 
 
 def _by_id(a: Trace, b: Trace, shared: set[str]) -> tuple[Rows, Rows]:
@@ -218,9 +232,12 @@ def _notes(kind: str, different: int, count: int) -> tuple[str, ...]:
 
 def _pace(a: Trace, b: Trace) -> list[str]:
     """Whether the two were sent at another pace: then load differs, and with it every latency."""
-    if REQUEST_CLOCK in (a.clock, b.clock) or len(a) < 2 or len(b) < 2:
+    if REQUEST_CLOCK in (a.clock, b.clock) or a.batches is not None or b.batches is not None:
         return []
-    rates = [(len(trace) - 1) / max(float(np.ptp(trace.start[~np.isnan(trace.start)])), 1e-9) for trace in (a, b)]
+    spans = [float(np.ptp(trace.start[~np.isnan(trace.start)])) if trace.has("arrival") else 0.0 for trace in (a, b)]
+    if not all(spans):
+        return []
+    rates = [(len(trace) - 1) / span for trace, span in zip((a, b), spans, strict=True)]
     if max(rates) < (1 + OTHER_PACE) * min(rates):
         return []
     return [f"requests came at another pace, {rates[0]:.3g} a second in A and {rates[1]:.3g} in B: the load differs"]

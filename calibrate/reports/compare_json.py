@@ -18,7 +18,7 @@ SCHEMA = "servecal.compare/1"
 
 
 def to_dict(found: Difference) -> dict[str, Any]:
-    """Return the document; its shape is described in ``docs/compare.md``."""
+    """Return the document; its shape is described in ``docs/gates.md``."""
     if isinstance(found, TraceDifference):
         document = {"kind": "traces", "a": _trace(found.a), "b": _trace(found.b), **_differences(found)}
     elif isinstance(found, ProfileDifference):
