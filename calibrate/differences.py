@@ -80,6 +80,9 @@ class ProfileDifference:
             said.append("one can stand in for another, so each alone is less sure than all together: see --on TRACE")
         if unsure:
             said.append(f"neither profile says how sure it is of {', '.join(unsure)}")
+        alone = [one.name for one in changes if one.a is None or one.b is None]
+        if alone:
+            said.append(f"only one of the profiles has {', '.join(alone)}")
         vague = [one.name for one in moved if one.identified is False]
         if vague:
             said.append(f"the fits' data could not tell {', '.join(vague)} apart from others: prefer --on TRACE")

@@ -191,7 +191,7 @@ def is_report(path: Path) -> bool:
         return False
     try:
         with path.open(encoding="utf-8") as stream:
-            head = stream.read(4096)
+            head = stream.read(2**20)
     except (OSError, UnicodeDecodeError):
         return False
     return head.lstrip().startswith("{") and '"servecal.report/' in head
