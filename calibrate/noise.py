@@ -38,12 +38,16 @@ def with_repeats(
     Raises
     ------
     InputError
-        If a repeat has other requests.
+        If a repeat has other requests, or is the run itself.
     """
     if not repeats:
         return first, BOOTSTRAP
     between = []
     for one in repeats:
+        if one.digest() == run.digest():
+            raise InputError(
+                f"{one.name} is {run.name} itself: it says nothing of what runs differ by", field="--repeat"
+            )
         pairing = pair(run, one)
         if not isinstance(pairing.compared, Comparison):
             raise InputError(f"{one.name} is no repeat of {run.name}: its requests differ", field="--repeat")

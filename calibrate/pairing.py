@@ -165,17 +165,16 @@ def pair(a: Trace, b: Trace) -> Pairing:
     InputError
         If the requests differ and there is no metric that both runs have.
     """
-    shared = set(a.ids) & set(b.ids)
-    for kind, (rows, others) in (("id", _by_id(a, b, shared)), ("order", _by_order(a, b))):
+    ids, other_ids = a.ids, b.ids
+    for kind, (rows, others) in (("id", _by_id(a, b)), ("order", _by_order(a, b))):
         if rows.size < max(1.0, ENOUGH * min(len(a), len(b))):
             continue
         same_prompts = a.column("prompt_tokens")[rows] == b.column("prompt_tokens")[others]
         same = same_prompts & (a.column("output_tokens")[rows] == b.column("output_tokens")[others])
         if same_prompts.mean() < SAME_PROMPTS or not same.any():
             continue
-        ids = a.ids
         if kind == "order":
-            b = _renamed(b, dict(zip((b.ids[row] for row in others), (ids[row] for row in rows), strict=True)))
+            b = _renamed(b, dict(zip((other_ids[row] for row in others), (ids[row] for row in rows), strict=True)))
         cold = [trace.meta["cold_start"]["request"] for trace in (a, b) if trace.meta.get("cold_start")]
         exclude = {"warmup": frozenset(cold), "other_lengths": frozenset(ids[row] for row in rows[~same])}
         comparison = Comparison(a, b, exclude=exclude)
@@ -188,10 +187,11 @@ def pair(a: Trace, b: Trace) -> Pairing:
     return Pairing("none", unpaired, (said, *_pace(a, b)))
 
 
-def _by_id(a: Trace, b: Trace, shared: set[str]) -> tuple[Rows, Rows]:
+def _by_id(a: Trace, b: Trace) -> tuple[Rows, Rows]:
     place = {one: row for row, one in enumerate(b.ids)}
-    rows = [row for row, one in enumerate(a.ids) if one in shared]
-    return np.array(rows, dtype=np.intp), np.array([place[a.ids[row]] for row in rows], dtype=np.intp)
+    both = [(row, place[one]) for row, one in enumerate(a.ids) if one in place]
+    rows, others = zip(*both, strict=True) if both else ((), ())
+    return np.array(rows, dtype=np.intp), np.array(others, dtype=np.intp)
 
 
 def _by_order(a: Trace, b: Trace) -> tuple[Rows, Rows]:

@@ -133,7 +133,7 @@ def _traces(a: Trace, b: Trace, rules: Rules, runs: list[Trace]) -> TraceDiffere
             figures, noise = pairing.compared, "block bootstrap over arrival time within each run"
         else:
             figures, noise = with_repeats(Compared(pairing.compared), a, runs, lambda run: _paired(run, b))
-            if "predicted" in (a.meta.get("columns") or {}).values() and not runs:
+            if not runs and all("predicted" in (one.meta.get("columns") or {}).values() for one in (a, b)):
                 noise = "block bootstrap over arrival time; a simulation has no noise of its own"
         judgement = judge(figures, rules, noise=noise)
     return TraceDifference(a, b, pairing, judgement)

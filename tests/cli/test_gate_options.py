@@ -140,6 +140,7 @@ def test_a_repeat_of_another_workload_is_refused(report, bench_folder, tmp_path)
     other = sample.write(tmp_path / "other")
     report("--fail-on", "e2e.mean:5%", "--repeat", other).refused("--repeat", "is no repeat of run")
     report("--repeat", other).refused("--repeat", "no gate was asked for")
+    report("--fail-on", "e2e.mean:5%", "--repeat", "run").refused("--repeat", "is run itself")
 
 
 @pytest.mark.parametrize(
