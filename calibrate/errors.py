@@ -65,14 +65,14 @@ class Comparison:
         return found.measured, found.predicted, found.reasons
 
     @property
-    def num_paired(self) -> int:
-        """Requests that are compared."""
-        return int(self._paired[0].size)
-
-    @property
     def rows(self) -> tuple[Rows, Rows]:
         """Rows of the measured and of the predicted trace that are compared, in order of arrival."""
         return self._paired[:2]
+
+    @property
+    def num_paired(self) -> int:
+        """Requests that are compared."""
+        return int(self._paired[0].size)
 
     @property
     def coverage(self) -> dict[str, Any]:

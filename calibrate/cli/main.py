@@ -9,6 +9,7 @@ import sys
 import click
 
 COMMANDS = {
+    "compare": ("calibrate.cli.compare_command", "Compare two traces, two profiles, or two saved reports."),
     "conformance": ("calibrate.cli.conformance_command", "Compare the simulated schedule with vLLM's own."),
     "fit": ("calibrate.cli.fit_command", "Fit a profile to measured runs, with intervals and held-out error."),
     "profiles": ("calibrate.cli.profiles_group", "List, show and import profiles, models and hardware."),

@@ -8,6 +8,7 @@ import click
 
 from calibrate.aggregates import DRAWS, compare_aggregates, predict
 from calibrate.attribution import attribute
+from calibrate.cli.gate_options import gate_options
 from calibrate.cli.options import (
     deploy,
     keep_trace,
@@ -18,12 +19,18 @@ from calibrate.cli.options import (
     replay_options,
     write_output,
 )
-from calibrate.errors import compare
+from calibrate.errors import Comparison, compare
+from calibrate.estimates import figures_of
+from calibrate.gates import Rules, judge
+from calibrate.noise import with_repeats
 from calibrate.reports import json_report, text_report
 from calibrate.reports.report import Report
+from calibrate.saved_reports import read_report
+from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.load_level import draws, holds_aggregates
-from replay.run import replay
+from replay.run import Replay, replay
+from replay.trace import Trace
 
 MOST_ATTRIBUTED = 20_000
 """Requests up to which errors are split by cause without being asked for."""
@@ -44,6 +51,7 @@ MOST_ATTRIBUTED = 20_000
     default=None,
     help=f"Split errors by cause; takes several replays. [default: up to {MOST_ATTRIBUTED:,} requests]",
 )
+@gate_options(baseline=True)
 @output_options("text", "json")
 def command(
     trace: str,
@@ -55,27 +63,49 @@ def command(
     cold_start: bool,
     anchor: str,
     attributed: bool | None,
+    rules: Rules,
+    repeat: tuple[str, ...],
     style: str,
     output: Path | None,
-) -> None:
-    """Replay TRACE with a profile, compare request by request (a load level by its aggregates), print the report."""
+) -> int:
+    """Replay TRACE with a profile, compare request by request (a load level by its aggregates), print the report.
+
+    With gates, the exit code is their verdict: 0 pass, 1 fail, 3 inconclusive.
+    """
+    baseline = read_report(Path(rules.baseline)) if rules.baseline else None
     measured = load_trace(trace, arrivals)
     keep_trace(trace, output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
-    if holds_aggregates(measured):
-        if anchor != "arrival":
-            raise InputError(f"{measured.name} holds aggregates, which count from the arrival", field="--anchor")
-        with progress(len(measured) * len(draws(measured, DRAWS)), "replaying") as advance:
-            replays = predict(measured, deployment, advance)
-        report = Report(measured, deployment, replays[0], compare_aggregates(measured, replays))
-    else:
-        with progress(len(measured), "replaying") as advance:
-            replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
-        comparison = compare(measured, replayed.predicted, anchor)
-        causes = None
-        if attributed or (attributed is None and len(measured) <= MOST_ATTRIBUTED):
-            causes = attribute(measured, deployment, replayed, comparison)
-        report = Report(measured, deployment, replayed, comparison, attribution=causes)
+    replayed, comparison = _predicted(measured, deployment, anchor, cold_start)
+    causes = None
+    if attributed or (attributed is None and len(measured) <= MOST_ATTRIBUTED):
+        causes = attribute(measured, deployment, replayed, comparison)
+
+    def again(run: Trace) -> Comparison:
+        return _predicted(run, deploy(run, profile, settings, model, assume_defaults), anchor, cold_start)[1]
+
+    judgement = None
+    if rules.any:
+        if baseline is not None:
+            baseline.check(measured, anchor)
+        runs = [load_trace(one, arrivals) for one in repeat]
+        figures, noise = with_repeats(figures_of(comparison), measured, runs, again)
+        judgement = judge(figures, rules, baseline, noise)
+    report = Report(measured, deployment, replayed, comparison, attribution=causes, judgement=judgement)
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)
+    return judgement.exit_code(rules.inconclusive) if judgement else 0
+
+
+def _predicted(measured: Trace, deployment: Deployment, anchor: str, cold_start: bool) -> tuple[Replay, Comparison]:
+    """Replay a run and compare; of a load level, the first of its draws and the comparison with all."""
+    if not holds_aggregates(measured):
+        with progress(len(measured), "replaying") as advance:
+            replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
+        return replayed, compare(measured, replayed.predicted, anchor)
+    if anchor != "arrival":
+        raise InputError(f"{measured.name} holds aggregates, which count from the arrival", field="--anchor")
+    with progress(len(measured) * len(draws(measured, DRAWS)), "replaying") as advance:
+        replays = predict(measured, deployment, advance)
+    return replays[0], compare_aggregates(measured, replays)

@@ -9,6 +9,7 @@ from typing import Any
 
 from calibrate.errors import Comparison
 from calibrate.load import Series
+from calibrate.reports import gates_section
 from calibrate.reports.report import Report
 
 SCHEMA = "servecal.report/1"
@@ -54,10 +55,10 @@ def to_dict(report: Report) -> dict[str, Any]:
         **_comparison_details(comparison),
         "simulation": report.replay.summary,
         "attribution": _attribution(report),
-        "gates": [],
-        "verdict": None,
+        "gates": gates_section.as_dicts(report.judgement),
+        "verdict": report.judgement.verdict if report.judgement else None,
     }
-    cleaned: dict[str, Any] = _clean(document)
+    cleaned: dict[str, Any] = clean(document)
     return cleaned
 
 
@@ -106,11 +107,12 @@ def render(report: Report) -> str:
     return json.dumps(to_dict(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """The same for JSON: lists for tuples, null for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): _clean(one) for key, one in value.items()}
+        return {str(key): clean(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(one) for one in value]
+        return [clean(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

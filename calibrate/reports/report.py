@@ -64,7 +64,11 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The result in one or two sentences."""
+        """The result in one to three sentences."""
+        return f"{self._errors} {self.judgement.headline}" if self.judgement else self._errors
+
+    @property
+    def _errors(self) -> str:
         metrics = self.comparison.metrics
         if isinstance(self.comparison, AggregateComparison):
             return self._aggregate_headline(self.comparison) + self._datasheet

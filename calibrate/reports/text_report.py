@@ -14,6 +14,7 @@ from calibrate.attribution import PART_LABELS, PARTS
 from calibrate.attribution import SHOWN as ATTRIBUTED
 from calibrate.errors import Comparison, MetricErrors
 from calibrate.metric_errors import LABELS
+from calibrate.reports import gates_section
 from calibrate.reports.report import Report
 from replay.load_level import percentile
 
@@ -34,6 +35,8 @@ def view(report: Report) -> RenderableType:
         _run(report),
         *_attribution(report),
     ]
+    if report.judgement is not None:
+        parts.append(gates_section.view(report.judgement))
     for label, lines, style in (
         ("conflict", report.deployment.conflicts, "yellow"),
         ("note", report.notes, ""),

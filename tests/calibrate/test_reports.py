@@ -4,10 +4,13 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from calibrate.estimates import Compared
+from calibrate.gates import Gate, Rules, judge
 from calibrate.reports import json_report, text_report
 
 ARGUMENTS = {"max_num_seqs": 32, "max_num_batched_tokens": 1024, "num_gpu_blocks": 999}
@@ -202,6 +205,21 @@ def test_prompts_that_a_server_would_refuse_are_told(make_trace, make_report):
 def test_names_that_look_like_markup_are_shown_as_they_are(make_trace, make_report):
     report = make_report(measured_by_hand(make_trace, meta={"name": "[bold]run[/bold]", "model": "[red]m[/]"}))
     assert "[bold]run[/bold] [red]m[/], vLLM" in text_of(report)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_gates_are_told_and_not_cut_off(make_trace, make_report, width):
+    report = make_report(measured_by_hand(make_trace))
+    rules = Rules((Gate("throughput", "output_tokens_per_s", 0.05), Gate("itl", "p99", 0.1)), baseline="old")
+    figures = Compared(report.comparison)
+    judged = replace(report, judgement=judge(figures, rules, figures, "as it was"))
+    text = text_of(judged, width)
+    assert "…" not in text
+    assert "Gates: inconclusive (itl.p99)." in judged.headline
+    assert "itl.p99: cannot be judged" in text
+    assert "noise: as it was; the baseline is of the same run" in text
+    document = document_of(judged)
+    assert (document["verdict"], document["gates"][0]["metric"]) == ("inconclusive", "coverage")
 
 
 @pytest.mark.parametrize("width", [80, 120])
