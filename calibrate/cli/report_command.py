@@ -14,11 +14,14 @@ from calibrate.cli.options import (
     progress,
     render_text,
     replay_options,
+    strict_option,
+    strictly,
     write_output,
 )
 from calibrate.errors import compare
 from calibrate.reports import json_report, text_report
 from calibrate.reports.report import Report
+from replay.quality import examine
 from replay.run import replay
 
 
@@ -31,6 +34,7 @@ from replay.run import replay
     show_default=True,
     help="What measured latencies count from; vLLM stamps `queued` only between steps.",
 )
+@strict_option
 @output_options("text", "json")
 def command(
     trace: str,
@@ -41,16 +45,24 @@ def command(
     arrivals: str,
     cold_start: bool,
     anchor: str,
+    strict: bool,
     style: str,
     output: Path | None,
-) -> None:
+) -> int:
     """Replay TRACE with a profile, compare request by request, and print the error report."""
     measured = load_trace(trace, arrivals)
     keep_trace(trace, output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     with progress(len(measured), "replaying") as advance:
         replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
-    report = Report(measured, deployment, replayed, compare(measured, replayed.predicted, anchor))
+    report = Report(
+        measured,
+        deployment,
+        replayed,
+        compare(measured, replayed.predicted, anchor),
+        findings=examine(measured, deployment),
+    )
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)
+    return strictly(report.findings) if strict else 0

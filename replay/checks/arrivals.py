@@ -75,15 +75,16 @@ def way_to_queue(trace: Trace) -> WayToQueue | None:
     return WayToQueue(lag, there, looks.astype(np.int64))
 
 
-def drift(trace: Trace, way: WayToQueue) -> float:
+def drift(trace: Trace, way: WayToQueue, leave_out: Rows | None = None) -> float:
     """Seconds by which the shortest way to the queue grew from the run's first quarter of arrivals to its last.
 
-    0 with fewer than 40 requests. The shortest of many ways holds no wait, so it moves only if the clocks do, or if the
-    front end falls behind.
+    0 with fewer than 40 requests, or if it is within chance. Rows of known trouble can be left out. The shortest of
+    many ways holds no wait, so it moves only if the clocks do, or if the front end falls behind.
     """
-    if way.there.sum() < FEWEST_DRIFT:
+    use = way.there if leave_out is None else way.there & ~leave_out
+    if use.sum() < FEWEST_DRIFT:
         return 0.0
-    arrival, lag = trace.column("arrival")[way.there], way.lag[way.there]
+    arrival, lag = trace.column("arrival")[use], way.lag[use]
     quarters = np.array_split(lag[np.argsort(arrival, kind="stable")], 4)
     moved = float(quarters[-1].min() - quarters[0].min())
     return moved if abs(moved) > MOST_AHEAD and abs(moved) > 0.5 * float(np.median(lag)) else 0.0
@@ -134,22 +135,16 @@ def shifted_arrivals(evidence: Evidence) -> Iterator[Finding]:
     if way is None:
         yield from _off_plan(evidence)
         return
-    early = np.where(way.there, -way.lag, -np.inf) > JITTER
-    rows, by = _second_group(way)
-    if rows is None and early.any():
-        rows, by = early, float(np.median(-way.lag[early]))
-    if rows is None and way.mixed:
-        rows = way.passed_over
-        by = -float(np.median(way.lag[rows]) - np.median(way.lag[way.there & ~rows])) if not rows[way.there].all() else 0.0
+    rows, by = _shifted(way)
     if rows is None:
         return
     share = rows.sum() / way.there.sum()
     yield evidence.found(
         "shifted_arrivals",
         "error" if abs(by) > MOST_AHEAD else "warning",
-        f"{int(rows.sum())} of {int(way.there.sum())} requests arrived {abs(by):.3f} s too {'late' if by > 0 else 'early'} "
-        "against the engine's queue stamps (an engine takes arrivals in after every iteration): their clock is another, "
-        "or the front end held them up; their TTFT and E2E are off by as much",
+        f"{int(rows.sum())} of {int(way.there.sum())} requests arrived {abs(by):.3f} s too "
+        f"{'late' if by > 0 else 'early'} against the engine's queue stamps (an engine takes arrivals in after every "
+        "iteration): their clock is another, or the front end held them up; their TTFT and E2E are off by as much",
         rows,
         {"shift": by, "share": share, "most_iterations_passed": float(way.looks.max())},
     )
@@ -157,6 +152,20 @@ def shifted_arrivals(evidence: Evidence) -> Iterator[Finding]:
 
 def _measured(evidence: Evidence) -> WayToQueue | None:
     return way_to_queue(evidence.trace) if evidence.arrivals_measured else None
+
+
+def _shifted(way: WayToQueue) -> tuple[Rows | None, float]:
+    """Rows whose arrivals were moved, if any, and by how much they are too late."""
+    rows, by = _second_group(way)
+    if rows is not None:
+        return rows, by
+    early = np.where(way.there, -way.lag, -np.inf) > JITTER
+    if early.any():
+        return early, float(np.median(-way.lag[early]))
+    if not way.mixed:
+        return None, 0.0
+    rest = way.lag[way.there & ~way.passed_over]
+    return way.passed_over, float((np.median(rest) if rest.size else 0.0) - np.median(way.lag[way.passed_over]))
 
 
 def _second_group(way: WayToQueue) -> tuple[Rows | None, float]:
@@ -195,8 +204,9 @@ def _off_plan(evidence: Evidence) -> Iterator[Finding]:
         yield evidence.found(
             "shifted_arrivals",
             "warning",
-            f"{int(rows.sum())} of {int(there.sum())} requests were sent {abs(by):.3f} s {'after' if by > 0 else 'before'} "
-            "their plan, the others on time: the client stalled, or their arrivals were moved",
+            f"{int(rows.sum())} of {int(there.sum())} requests were sent {abs(by):.3f} s "
+            f"{'after' if by > 0 else 'before'} their plan, the others on time: the client stalled, or their "
+            "arrivals were moved",
             rows,
             {"shift": by, "share": rows.sum() / there.sum()},
         )
@@ -205,14 +215,14 @@ def _off_plan(evidence: Evidence) -> Iterator[Finding]:
 def clock_drift(evidence: Evidence) -> Iterator[Finding]:
     """The shortest way from arrival to queue moves over the run: its two clocks run at different speeds."""
     way = _measured(evidence)
-    moved = drift(evidence.trace, way) if way is not None else 0.0
+    moved = drift(evidence.trace, way, _shifted(way)[0]) if way is not None else 0.0
     if moved:
         span = float(np.nanmax(evidence.arrival) - np.nanmin(evidence.arrival))
         yield evidence.found(
             "clock_drift",
             "warning",
-            f"the shortest way from arrival to queue moved by {1e3 * moved:.1f} ms over the {span:.0f} s of arrivals: its "
-            "two clocks drift apart, or the front end fell behind; TTFT and E2E of late requests are off by that",
+            f"the shortest way from arrival to queue moved by {1e3 * moved:.1f} ms over the {span:.0f} s of arrivals: "
+            "its two clocks drift apart, or the front end fell behind; TTFT and E2E of late requests are off by that",
             values={"seconds": moved, "per_second": moved / (0.75 * span)},
         )
 

@@ -32,8 +32,8 @@ def littles_law(evidence: Evidence) -> Iterator[Finding]:
 
     On the trace's own stamps the time average of requests present, L, equals arrival rate times mean time, lambda W, by
     construction once all have left; so it is held against what was counted independently: running + waiting of the
-    gauges, or of recorded iterations, sample by sample; and the client's own limit of concurrency. They differ if requests
-    are missing, if somebody else used the engine, if stamps are moved, or if the gauges are of another run.
+    gauges, or of recorded iterations, sample by sample; and the client's own limit of concurrency. They differ if
+    requests are missing, if somebody else used the engine, if stamps are moved, or if the gauges are of another run.
     """
     trace = evidence.trace
     if trace.batches is not None or not evidence.arrivals_measured:
@@ -111,9 +111,9 @@ def work_conservation(evidence: Evidence) -> Iterator[Finding]:
         yield evidence.found(
             "work_conservation",
             "warning" if total > MOST_STALLED * span else "info",
-            f"the engine did nothing for {total:.2f} s ({100 * total / span:.1f} % of the run, {idle.size} times, at most "
-            f"{idle.max():.2f} s) although requests were there: it was stopped from outside, or the recording has holes; "
-            "no simulation has that time",
+            f"the engine did nothing for {total:.2f} s ({100 * total / span:.1f} % of the run, {idle.size} times, at "
+            f"most {idle.max():.2f} s) although requests were there: it was stopped from outside, or the recording has "
+            "holes; no simulation has that time",
             values={"seconds": total, "times": idle.size, "longest": float(idle.max()), "share": total / span},
         )
     if evidence.trace.iterations is not None:
@@ -158,8 +158,9 @@ def _idle(evidence: Evidence) -> Floats | None:
 def _unserved(evidence: Evidence) -> tuple[Floats, Floats]:
     """Intervals in which no request ran although one was queued, by stamps."""
     both = ~(np.isnan(evidence.scheduled) | np.isnan(evidence.last))
-    begin, end = np.sort(evidence.scheduled[both]), np.maximum.accumulate(
-        evidence.last[both][np.argsort(evidence.scheduled[both], kind="stable")]
+    begin, end = (
+        np.sort(evidence.scheduled[both]),
+        np.maximum.accumulate(evidence.last[both][np.argsort(evidence.scheduled[both], kind="stable")]),
     )
     return end[:-1], begin[1:]
 
@@ -177,8 +178,8 @@ def _tokens_of_iterations(evidence: Evidence) -> Iterator[Finding]:
             "work_conservation",
             "error",
             f"{int(off.sum())} requests have other output tokens than iterations that gave them one (in all "
-            f"{int(evidence.output[off].sum()):,} against {int(took[off].sum()):,}): lengths were counted elsewhere, or "
-            "iterations are missing",
+            f"{int(evidence.output[off].sum()):,} against {int(took[off].sum()):,}): lengths were counted elsewhere, "
+            "or iterations are missing",
             off,
             {"output_tokens": float(evidence.output[off].sum()), "iterations": float(took[off].sum())},
         )
@@ -209,7 +210,8 @@ def token_totals(evidence: Evidence) -> Iterator[Finding]:
             yield evidence.found(
                 "token_totals",
                 "warning",
-                f"the engine's gauges count {counted:,.0f} {kind} tokens, the requests {told:,.0f} ({100 * off:+.1f} %): "
+                f"the engine's gauges count {counted:,.0f} {kind} tokens, the requests {told:,.0f} "
+                f"({100 * off:+.1f} %): "
                 + (
                     "others used the engine, or requests are missing"
                     if off > 0
@@ -248,9 +250,7 @@ def kv_use(evidence: Evidence) -> Iterator[Finding]:
         yield evidence.found(
             "kv_use",
             "warning",
-            f"in {int(bad.sum())} recorded iterations {used[one]:,} KV blocks of {total:,} were in use, their requests can "
-            f"hold {int(held[one]):,}: num_gpu_blocks is not the run's, or others used the engine",
+            f"in {int(bad.sum())} recorded iterations {used[one]:,} KV blocks of {total:,} were in use, their requests "
+            f"can hold {int(held[one]):,}: num_gpu_blocks is not the run's, or others used the engine",
             values={"iterations": float(bad.sum()), "used": float(used[one]), "held": float(held[one])},
         )
-
-

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from replay.checks.evidence import Evidence
+from replay.checks.evidence import Evidence, Ints
 from replay.checks.finding import Finding
 from replay.trace import Floats
 
@@ -19,7 +19,7 @@ EMPTY = 0.5
 FEWEST = 10
 
 
-def _gaps(evidence: Evidence) -> tuple[Floats, Floats]:
+def _gaps(evidence: Evidence) -> tuple[Floats, Ints]:
     """All gaps between chunks of one request, and the row of each."""
     times, owner = evidence.chunks
     inside = owner[1:] == owner[:-1]
@@ -45,8 +45,8 @@ def token_bursts(evidence: Evidence) -> Iterator[Finding]:
             yield evidence.found(
                 "token_bursts",
                 "warning" if share >= MANY else "info",
-                f"{100 * share:.1f} % of the gaps between tokens are below a tenth of the median: chunks were held up and "
-                "came together; low percentiles of the ITL, and single gaps, are the client's and not the engine's",
+                f"{100 * share:.1f} % of the gaps between tokens are below a tenth of the median: chunks were held up "
+                "and came together; low percentiles of the ITL, and single gaps, are the client's and not the engine's",
                 np.unique(owner[together]),
                 {"share": share, "zero_share": float((gaps == 0).mean())},
             )
@@ -81,8 +81,8 @@ def empty_first_chunk(evidence: Evidence) -> Iterator[Finding]:
         yield evidence.found(
             "empty_first_chunk",
             "warning",
-            f"in {int(at_once.sum())} of {int(opens.sum())} requests the second chunk came with the first: the first is "
-            "most likely the role and no token; drop it, else lengths are one too long",
+            f"in {int(at_once.sum())} of {int(opens.sum())} requests the second chunk came with the first: the first "
+            "is most likely the role and no token; drop it, else lengths are one too long",
             owner[at_once],
             {"share": at_once.sum() / opens.sum()},
         )

@@ -62,7 +62,8 @@ def impossible_lengths(evidence: Evidence) -> Iterator[Finding]:
 def _without_time(evidence: Evidence) -> Iterator[Finding]:
     timed = evidence.ok & ~np.isnan(evidence.last - evidence.first)
     lasting = evidence.last > evidence.first
-    one = timed & (evidence.output == 1) & lasting & (evidence.last - evidence.first > 0.5 * np.nan_to_num(evidence.step))
+    a_step = 0.5 * np.nan_to_num(evidence.step)
+    one = timed & (evidence.output == 1) & lasting & (evidence.last - evidence.first > a_step)
     at_once = timed & (evidence.output > 1) & ~lasting
     if one.any():
         yield evidence.found(

@@ -60,9 +60,9 @@ def output_lengths(evidence: Evidence) -> Iterator[Finding]:
         yield evidence.found(
             "output_lengths",
             "error" if evidence.trace.has("preemptions") else "warning",
-            f"{contradictions.size} requests shared an iteration with another one, yet the lengths of the two contradict "
-            "the order in which they ended: output lengths are not the engine's (re-tokenised text?), or requests were "
-            "preempted; take the server's usage",
+            f"{contradictions.size} requests shared an iteration with another one, yet the lengths of the two "
+            "contradict the order in which they ended: output lengths are not the engine's (re-tokenised text?), or "
+            "requests were preempted; take the server's usage",
             contradictions,
             {"contradictions": contradictions.size},
         )
@@ -78,8 +78,8 @@ def _against_chunks(evidence: Evidence) -> Iterator[Finding]:
         yield evidence.found(
             "output_lengths",
             "error" if more.sum() > MANY * evidence.ok.sum() else "warning",
-            f"{int(more.sum())} requests got more chunks than they have output tokens ({ratio:.2f} times as many in the "
-            "median): lengths were re-tokenised, or events without tokens are counted; take the server's usage",
+            f"{int(more.sum())} requests got more chunks than they have output tokens ({ratio:.2f} times as many in "
+            "the median): lengths were re-tokenised, or events without tokens are counted; take the server's usage",
             more,
             {"chunks_per_token": ratio},
         )

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow.compute as pc
 
-from replay.checks.evidence import Evidence, Floats
+from replay.checks.evidence import Evidence
 from replay.checks.finding import Finding
+from replay.trace import Floats
 from simulator.model import ModelShape
 
 FASTER = 0.98
@@ -19,8 +20,8 @@ FEWEST_HITS = 0.01
 def repeated_prompts(evidence: Evidence) -> Iterator[Finding]:
     """Prompt blocks that an earlier request had too, by their chained hashes.
 
-    A cycled data set makes a warm cache after its first round, and TTFTs that tell nothing of prefill. The replay knows the
-    hashes and hits as the engine did; other tools, and other data, do not.
+    A cycled data set makes a warm cache after its first round, and TTFTs that tell nothing of prefill. The replay knows
+    the hashes and hits as the engine did; other tools, and other data, do not.
     """
     trace = evidence.trace
     if not trace.has("block_hashes"):
@@ -45,8 +46,8 @@ def repeated_prompts(evidence: Evidence) -> Iterator[Finding]:
     yield evidence.found(
         "repeated_prompts",
         "info",
-        f"{100 * share:.1f} % of the prompts' blocks stood in an earlier request, {int(whole.sum())} prompts wholly: with "
-        "prefix caching they cost next to nothing, and the replay takes them from its cache too",
+        f"{100 * share:.1f} % of the prompts' blocks stood in an earlier request, {int(whole.sum())} prompts wholly: "
+        "with prefix caching they cost next to nothing, and the replay takes them from its cache too",
         hits > 0,
         {"blocks_share": share, "whole_prompts": float(whole.sum())},
     )
@@ -66,9 +67,9 @@ def matrix_parameters(model: ModelShape) -> int:
 def hidden_prefix_hits(evidence: Evidence) -> Iterator[Finding]:
     """First tokens that came sooner than the prompt's matrix products take at the device's peak rate.
 
-    At least ``2 * parameters * prompt_tokens / (peak flop/s * devices)`` (two operations a parameter and token; attention
-    left out). Sooner than that, part of the prompt came from the prefix cache, which a trace without prompt hashes or
-    cached tokens does not tell; or the prompt's length, the model or the hardware are not the run's.
+    At least ``2 * parameters * prompt_tokens / (peak flop/s * devices)`` (two operations a parameter and token;
+    attention left out). Sooner than that, part of the prompt came from the prefix cache, which a trace without
+    prompt hashes or cached tokens does not tell; or the prompt's length, the model or the hardware are not the run's.
     """
     deployment, trace = evidence.deployment, evidence.trace
     if deployment is None or deployment.model is None or deployment.hardware is None:
@@ -89,9 +90,10 @@ def hidden_prefix_hits(evidence: Evidence) -> Iterator[Finding]:
     yield evidence.found(
         "hidden_prefix_hits",
         "warning",
-        f"{int(quick.sum())} of {int(evidence.ok.sum())} requests got their first token sooner than {hardware.name} can "
-        f"compute their prompts: at least {100 * least:.1f} % of all prompt tokens came from the prefix cache, which the "
-        "trace does not tell (or lengths, model or hardware are not the run's); record prompt token ids or cached tokens",
+        f"{int(quick.sum())} of {int(evidence.ok.sum())} requests got their first token sooner than {hardware.name} "
+        f"can compute their prompts: at least {100 * least:.1f} % of all prompt tokens came from the prefix cache, "
+        "which the trace does not tell (or lengths, model or hardware are not the run's); record prompt token ids or "
+        "cached tokens",
         quick,
         {"least_cached_share": least},
     )

@@ -81,7 +81,8 @@ def coarse_stamps(evidence: Evidence) -> Iterator[Finding]:
     tenth of the median TTFT, or of TPOT times the median output, shows in every percentile.
     """
     durations = {"TTFT": evidence.first - evidence.trace.start, "decode time": evidence.last - evidence.first}
-    for name, column in (("arrivals", evidence.arrival), ("first tokens", evidence.first), ("last tokens", evidence.last)):
+    columns = {"arrivals": evidence.arrival, "first tokens": evidence.first, "last tokens": evidence.last}
+    for name, column in columns.items():
         stamps = column[~np.isnan(column)]
         if np.unique(stamps).size < FEWEST_STAMPS:
             continue

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.compute as pc
 
 from replay.checks.evidence import Evidence, Rows
 from replay.checks.finding import Finding
+from replay.cold_start import find_cold_start
+from replay.run import replayable
+from simulator.errors import SimulationError
 
 SIMILAR = 0.9
 """Share of the first prompt's length from which another prompt takes at least about as long."""
 COLD, VERY_COLD = 1.1, 1.5
 """Time of the first request over the shortest of those, from which it is said, and from which it is doubted."""
 FEWEST = 3
+MOST_AHEAD = 1000
+"""Requests before the first token of the first, beyond which it is not simulated."""
 
 
 def warm_up(evidence: Evidence) -> Iterator[Finding]:
-    """The first request took longer to its first token than a later one with as long a prompt on a busier engine.
+    """The first request took longer to its first token than a warm engine would.
 
-    Nobody can have been ahead of the first request, so on a warm engine none with as long a prompt is faster; how much the
-    fastest is tells the least that the start cost. Requests that share prompt blocks are left out. A replay imposes a
-    cold start where the trace says that the run was not warmed up (``replay.cold_start``); else it is an error.
+    Told without a model where it can be: nobody is ahead of the first request, so on a warm engine none with as long a
+    prompt is faster, and how much the fastest is tells the least that the start cost (requests that share prompt blocks
+    are left out). On a busy engine none may be; then the deployment's own model tells, as the replay does
+    (``replay.cold_start``), which imposes a cold start where the trace does not say that it was warmed up.
     """
     if evidence.trace.batches is not None or not evidence.arrivals_measured:
         return
@@ -31,25 +38,47 @@ def warm_up(evidence: Evidence) -> Iterator[Finding]:
     if not some.any():
         return
     one = int(np.argmin(np.where(some, evidence.trace.start, np.inf)))
+    took = evidence.first - begin
     others = some & (evidence.prompt >= SIMILAR * evidence.prompt[one]) & ~_shared(evidence)
     others[one] = False
-    took = evidence.first - begin
-    if others.sum() < FEWEST:
-        return
     # The third fastest: one may have been served from a cache.
-    least = float(np.partition(took[others], FEWEST - 1)[FEWEST - 1])
-    if not took[one] > COLD * least:
-        return
+    least = float(np.partition(took[others], FEWEST - 1)[FEWEST - 1]) if others.sum() >= FEWEST else np.inf
     imposed = not evidence.trace.meta.get("warmed_up")
-    yield evidence.found(
-        "warm_up",
-        "info" if imposed or took[one] < VERY_COLD * least else "warning",
-        f"the first request took {took[one]:.3f} s to its first token, later ones with as long a prompt {least:.3f} s: the "
-        "engine (or the client) was cold; "
-        + ("the replay imposes that" if imposed else "warm the server up with a few requests, or leave the first out"),
-        np.array([one]),
-        {"first": float(took[one]), "later": least},
-    )
+    if took[one] > COLD * least:
+        yield evidence.found(
+            "warm_up",
+            "info" if imposed or took[one] < VERY_COLD * least else "warning",
+            f"the first request took {took[one]:.3f} s to its first token, later ones with as long a prompt "
+            f"{least:.3f} s: the engine (or the client) was cold; "
+            + ("the replay imposes that" if imposed else "warm the server up with a few requests, or leave it out"),
+            np.array([one]),
+            {"first": float(took[one]), "later": least},
+        )
+    elif imposed:
+        yield from _by_model(evidence, one)
+
+
+def _by_model(evidence: Evidence, one: int) -> Iterator[Finding]:
+    trace, deployment = evidence.trace, evidence.deployment
+    ahead = evidence.trace.start <= evidence.first[one]
+    if deployment is None or ahead.sum() > MOST_AHEAD:
+        return
+    early = replace(trace, requests=trace.requests.filter(ahead), _columns={})
+    front_end = deployment.front_end if trace.meta.get("vantage") == "client" else None
+    _, requests = replayable(early, deployment.config, front_end)
+    try:
+        cold = find_cold_start(early, requests, deployment.engine().run) if requests else None
+    except SimulationError:
+        return  # the replay says why
+    if cold is not None:
+        yield evidence.found(
+            "warm_up",
+            "info",
+            f"the first request took {cold.measured_ttft:.3f} s to its first token, a warm engine would by this "
+            f"profile take {cold.predicted_ttft:.3f} s: it was cold, and the replay imposes that",
+            np.array([one]),
+            {"first": cold.measured_ttft, "predicted": cold.predicted_ttft},
+        )
 
 
 def _shared(evidence: Evidence) -> Rows:
