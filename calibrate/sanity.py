@@ -21,6 +21,7 @@ from replay.checks.lengths import too_long
 from replay.checks.outcomes import FEW
 from replay.checks.prompts import FASTER, matrix_parameters
 from replay.checks.stamps import shared_stamps
+from replay.quality import doubts, examine
 from replay.trace import REQUEST_CLOCK, Trace
 from simulator.accelerators.roofline import Roofline
 from simulator.batch import Batch
@@ -31,6 +32,11 @@ Floats = npt.NDArray[np.floating[Any]]
 FAILED = 0.05
 """Share of failed requests from which their load is missed."""
 MOST_BREAKS = 0.01
+ALSO_DOUBTED = (
+    *("duplicate_ids", "identical_rows", "truncated", "impossible_lengths", "output_lengths", "coarse_stamps"),
+    *("shifted_arrivals", "littles_law", "work_conservation", "token_totals", "kv_use", "empty_first_chunk"),
+)
+"""Findings of ``replay.quality`` that say more than the refusals and warnings here."""
 
 
 def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
@@ -57,6 +63,7 @@ def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
     _refuse_odd_iterations(trace, deployment)
     warnings += _refuse_broken_arguments(trace, deployment)
     warnings += _refuse_faster_than_datasheet(trace, deployment)
+    warnings += [one.sentence for one in doubts(examine(trace)) if one.check in ALSO_DOUBTED]
     return [f"{trace.name}: {line}" for line in warnings]
 
 

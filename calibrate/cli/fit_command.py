@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from calibrate.bootstrap import LEAST_RESAMPLES, SEED, Bootstrap, bootstrap
-from calibrate.cli.options import arrivals_of, load_traces, progress, render_text, write_output
+from calibrate.cli.options import arrivals_of, load_traces, progress, render_text, strict_option, strictly, write_output
 from calibrate.errors import BATCH_METRICS
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
@@ -105,6 +105,7 @@ PROPOSALS = 4
     is_flag=True,
     help="Also say which further run would tell most for the time it takes; needs no -o.",
 )
+@strict_option
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(
     traces: tuple[str, ...],
@@ -121,8 +122,9 @@ def command(
     resamples: int | None,
     jobs: int,
     planned: bool,
+    strict: bool,
     style: str,
-) -> None:
+) -> int:
     """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, token times of clients, or batches.
 
     A folder of batches, or a part of a catalogued trace, stands for all files of batches in it.
@@ -130,12 +132,12 @@ def command(
     if bases:
         if base is not None or target is not None:
             raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
-        if resamples is not None or planned:
-            raise click.UsageError("--bootstrap and --plan are of one fit: leave them out with --compare")
+        if resamples is not None or planned or strict:
+            raise click.UsageError("--bootstrap, --plan and --strict are of one fit: leave them out with --compare")
         from calibrate.cli.fit_compare import compare
 
         compare(traces, bases, holdout or "time:0.5", settings, model, assume_defaults, strength, style)
-        return
+        return 0
     if base is None or (target is None and not planned):
         raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
@@ -191,10 +193,11 @@ def command(
         _write(loaded, runs, fit, document, target)
     if style == "json":
         click.echo(json.dumps(document, indent=1))
-        return
-    text = render_text(_view(document, fit), None)
-    if text is not None:
-        click.echo(text, nl=False)
+    else:
+        text = render_text(_view(document, fit), None)
+        if text is not None:
+            click.echo(text, nl=False)
+    return strictly(doubts) if strict else 0
 
 
 def _served(traces: list[Trace], notes: list[str]) -> list[Trace]:

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +19,6 @@ from profiles.errors import InputError
 from profiles.profile import load_profile
 from reference_traces.library import Located, locate, names_below
 from replay.arrivals import DISTRIBUTIONS, with_arrivals
-from replay.quality import Finding, doubts
 from replay.readers import batch_files, read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
@@ -86,16 +85,16 @@ def output_options(*formats: str) -> Callable[[Command], Command]:
 def strict_option(command: Command) -> Command:
     """Add ``--strict``."""
     return click.option(
-        "--strict", is_flag=True, help="Exit with 2 if the data have findings of warning or error, after the output."
+        "--strict", is_flag=True, help="Exit with 2, after all output, if a warning or error is found in the data."
     )(command)
 
 
-def strictly(findings: Iterable[Finding]) -> int:
+def strictly(found: Sequence[str]) -> int:
     """Return the exit code of ``--strict``, and say why it is not 0."""
-    found = [f"{one.check} ({one.severity})" for one in doubts(findings)]
     if not found:
         return 0
-    click.echo(f"error: --strict: the data have {len(found)} findings: {', '.join(found)}", err=True)
+    several = f"{len(found)} findings" if len(found) > 1 else "a finding"
+    click.echo(f"error: --strict: the data have {several}: {', '.join(found)}", err=True)
     return 2
 
 

@@ -21,7 +21,7 @@ from calibrate.cli.options import (
 from calibrate.errors import compare
 from calibrate.reports import json_report, text_report
 from calibrate.reports.report import Report
-from replay.quality import examine
+from replay.quality import doubts, examine
 from replay.run import replay
 
 
@@ -65,4 +65,4 @@ def command(
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)
-    return strictly(report.findings) if strict else 0
+    return strictly([f"{one.check} ({one.severity})" for one in doubts(report.findings)]) if strict else 0

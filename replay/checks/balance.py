@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from replay.checks.evidence import Evidence, present
 from replay.checks.finding import Finding
@@ -20,6 +21,8 @@ STALL = 0.1
 iterations vLLM takes well under a millisecond."""
 SLOW_STEPS = 10.0
 """The same in multiples of the longest usual step (99th percentile)."""
+SLOWEST_CLIENT = 1.0
+"""Seconds without any token at the client, below which a network may be to blame."""
 MOST_STALLED = 0.01
 """Share of the run from which stalls show in its figures."""
 MISCOUNTED = 0.005
@@ -105,7 +108,7 @@ def work_conservation(evidence: Evidence) -> Iterator[Finding]:
     if evidence.trace.batches is not None or not evidence.one_clock:
         return
     idle = _idle(evidence)
-    if idle is not None and idle.size:
+    if idle.size:
         total = float(idle.sum())
         span = float(np.nanmax(evidence.last) - np.nanmin(evidence.entered))
         yield evidence.found(
@@ -120,39 +123,51 @@ def work_conservation(evidence: Evidence) -> Iterator[Finding]:
         yield from _tokens_of_iterations(evidence)
 
 
-def _idle(evidence: Evidence) -> Floats | None:
-    """Lengths of the stalls, by what the trace has: iterations, schedule stamps, or the tokens of all clients."""
+def _idle(evidence: Evidence) -> Floats:
+    """Lengths of the stalls: between recorded iterations; else with requests queued, and with requests decoding."""
     trace, step = evidence.trace, np.nan_to_num(evidence.step)
     if trace.iterations is not None:
         start, duration = (trace.iterations.column(name).to_numpy() for name in ("start", "duration"))
-        if start.size < 2:
-            return None
+        if not start.size:
+            return np.empty(0)
         least = max(STALL, SLOW_STEPS * float(np.quantile(duration, 0.99)))
-        begin, end = np.maximum.accumulate(start + duration)[:-1], start[1:]
-        known = evidence.queued
-    elif trace.has("scheduled"):
-        least = max(STALL, SLOW_STEPS * step)
-        begin, end = _unserved(evidence)
-        known = evidence.queued
-    elif trace.has("token_times") and evidence.arrivals_measured:
+        return _long(evidence, evidence.queued, np.maximum.accumulate(start + duration)[:-1], start[1:], least)
+    found = [np.empty(0)]
+    if trace.has("scheduled"):
+        found.append(_long(evidence, evidence.queued, *_unserved(evidence), max(STALL, SLOW_STEPS * step)))
+    # Who waits for the first token does not count from here on: others' prompts may be computed, without a token.
+    if trace.has("token_times") and evidence.arrivals_measured:
         times, owner = evidence.chunks
         gaps = np.diff(times)[owner[1:] == owner[:-1]]
-        if not gaps.size:
-            return None
-        least = max(1.0, SLOW_STEPS * float(np.quantile(gaps, 0.99)))
         events = np.sort(times)
-        begin, end = events[:-1], events[1:]
-        # Only those in the middle of their tokens: whoever waits for the first may wait for others' prompts.
-        known = evidence.first
-    else:
-        return None
+        least = max(SLOWEST_CLIENT, SLOW_STEPS * float(np.quantile(gaps, 0.99)) if gaps.size else np.inf)
+        found.append(_long(evidence, evidence.first, events[:-1], events[1:], least))
+    elif trace.timeline is not None and trace.timeline.num_rows >= FEWEST_SAMPLES:
+        begin, end, tick = _without_tokens(trace.timeline)
+        found.append(_long(evidence, evidence.first, begin, end, max(tick, SLOW_STEPS * step)))
+    return np.concatenate(found)
+
+
+def _long(evidence: Evidence, since: Floats, begin: Floats, end: Floats, least: float) -> Floats:
+    """Lengths of the intervals above ``least`` all through which some request was there, ``since`` to last token."""
     long = end - begin > least
     begin, end = begin[long], end[long]
-    here = ~np.isnan(known) & (evidence.last > known)
-    # Present throughout: come before the stall began, gone after it ended; nobody gets a last token in between.
-    came = np.searchsorted(np.sort(known[here]), begin, side="right")
+    here = ~np.isnan(since) & (evidence.last > since)
+    came = np.searchsorted(np.sort(since[here]), begin, side="right")
     left = np.searchsorted(np.sort(evidence.last[here]), end, side="left")
-    return np.asarray((end - begin)[came - left > 0])
+    # Nobody gets a last token meanwhile, so whoever left by the end had left by the beginning.
+    return np.asarray((end - begin)[came > left])
+
+
+def _without_tokens(timeline: pa.Table) -> tuple[Floats, Floats, float]:
+    """Intervals without any token by the throughput gauges, and the length of a tick."""
+    times, *rates = (
+        np.asarray(timeline.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
+        for name in ("time", "prompt_throughput", "generation_throughput")
+    )
+    tick = float(np.median(np.diff(times)))
+    active = times[np.nan_to_num(rates[0]) + np.nan_to_num(rates[1]) > 0]
+    return active[:-1], active[1:] - tick, tick
 
 
 def _unserved(evidence: Evidence) -> tuple[Floats, Floats]:
@@ -196,6 +211,8 @@ def token_totals(evidence: Evidence) -> Iterator[Finding]:
         return
     times = table.column("time").to_numpy()
     ticks = np.diff(times, prepend=2 * times[0] - times[1])
+    # A logger that leaves out idle ticks does not stretch the next one.
+    ticks = np.where(ticks > 1.5 * np.median(ticks), np.median(ticks), ticks)
     covered = times[0] - ticks[0] <= np.nanmin(evidence.first) and times[-1] >= np.nanmax(evidence.last)
     for name, tokens, kind in (
         ("generation_throughput", evidence.output, "output"),
@@ -215,9 +232,7 @@ def token_totals(evidence: Evidence) -> Iterator[Finding]:
                 + (
                     "others used the engine, or requests are missing"
                     if off > 0
-                    else "lengths were re-tokenised, or prompts served from the prefix cache are not counted"
-                    if kind == "prompt"
-                    else "lengths were re-tokenised: take the server's usage"
+                    else "lengths are not the engine's (re-tokenised?), or requests stand twice"
                 ),
                 values={"counted": counted, "told": told, "off": off},
             )

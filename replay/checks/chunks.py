@@ -26,6 +26,12 @@ def _gaps(evidence: Evidence) -> tuple[Floats, Ints]:
     return np.diff(times)[inside], owner[1:][inside]
 
 
+def _usual(gaps: Floats) -> float:
+    """The median of gaps that are any."""
+    some = gaps[gaps > 0]
+    return float(np.median(some)) if some.size else np.inf
+
+
 def token_bursts(evidence: Evidence) -> Iterator[Finding]:
     """Chunks that came together: gaps below a tenth of the median one.
 
@@ -39,7 +45,7 @@ def token_bursts(evidence: Evidence) -> Iterator[Finding]:
     if gaps.size >= FEWEST:
         # The first gap has a check of its own.
         later = np.concatenate([[False], owner[1:] == owner[:-1]])
-        together = later & (gaps < TOGETHER * float(np.median(gaps)))
+        together = later & (gaps < TOGETHER * _usual(gaps))
         share = float(together.mean())
         if share >= SOME:
             yield evidence.found(
@@ -76,8 +82,11 @@ def empty_first_chunk(evidence: Evidence) -> Iterator[Finding]:
     if not gaps.size:
         return
     opens = np.concatenate([[True], owner[1:] != owner[:-1]])
-    at_once = opens & (gaps < TOGETHER * float(np.median(gaps)))
-    if opens.sum() >= FEWEST and at_once.sum() > EMPTY * opens.sum():
+    together = gaps < TOGETHER * _usual(gaps)
+    at_once = opens & together
+    # Where other chunks come together as well, the first is none of a kind (``token_bursts``).
+    later = float(together[~opens].mean()) if not opens.all() else 0.0
+    if opens.sum() >= FEWEST and at_once.sum() > EMPTY * opens.sum() and later < MANY:
         yield evidence.found(
             "empty_first_chunk",
             "warning",

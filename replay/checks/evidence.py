@@ -18,6 +18,15 @@ Rows = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 
+RESOLUTION = 1e-6
+"""Seconds. Stamps of one iteration are identical in the source; this is what survives the arithmetic since."""
+GRIDS = (60.0, 10.0, 1.0, 0.1, 0.01, 0.001)
+"""Seconds to which sources round."""
+ON_GRID = 0.999
+"""Share of the stamps that must lie on a grid (the rest is what arithmetic did to them)."""
+FEWEST_STAMPS = 20
+
+
 class Evidence:
     """Columns of a trace (shape (n,), seconds or tokens, NaN where not measured), and what follows from them."""
 
@@ -77,6 +86,11 @@ class Evidence:
         return np.asarray(stamps[~np.isnan(stamps)])
 
     @cached_property
+    def resolution(self) -> float:
+        """Seconds to which first and last tokens are rounded, 0 if that is none of the usual grids."""
+        return max(grid_of(self.first), grid_of(self.last))
+
+    @cached_property
     def chunks(self) -> tuple[Floats, Ints]:
         """All token times and the row of each, in row order."""
         column = self.trace.requests.column("token_times").combine_chunks()
@@ -117,6 +131,18 @@ class Evidence:
         return Finding(
             check, severity, sentence, tuple(str(one) for one in ids), {"requests": float(numbers.size), **figures}
         )
+
+
+def grid_of(stamps: Floats) -> float:
+    """The coarsest usual grid on which stamps lie, 0 if none, or too few to tell."""
+    there = np.unique(stamps[~np.isnan(stamps)])
+    if there.size < FEWEST_STAMPS:
+        return 0.0
+    for grid in GRIDS:
+        parts = (there - there[0]) / grid
+        if np.mean(np.abs(parts - np.round(parts)) * grid < RESOLUTION) >= ON_GRID:
+            return grid
+    return 0.0
 
 
 def present(begin: Floats, end: Floats, times: Floats) -> Floats:

@@ -23,7 +23,7 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
     """Ids that stand twice, and requests equal to another in arrival, stamps and lengths (a file read twice).
 
     Arrivals are stamped to a microsecond or so, so two requests with the same one, the same first and last token and
-    the same lengths are one. Batches are the same if their requests' lengths and their makespan are.
+    the same lengths are one. Batches, whose requests have no stamps of their own, are left out.
     """
     trace = evidence.trace
     ids = trace.requests.column("id")
@@ -112,6 +112,7 @@ def truncated(evidence: Evidence) -> Iterator[Finding]:
     if trace.batches is not None or not evidence.one_clock or not evidence.decoding.any():
         return
     yield from _cut_recordings(evidence)
+    yield from _unfinished_end(evidence)
     some = evidence.decoding
     end = float(evidence.last[some].max())
     together = some & (evidence.last >= end - evidence.step)
@@ -126,6 +127,22 @@ def truncated(evidence: Evidence) -> Iterator[Finding]:
             "their output lengths and latencies are too short; let the run drain, or leave these requests out",
             together,
             {"end": end},
+        )
+
+
+def _unfinished_end(evidence: Evidence) -> Iterator[Finding]:
+    """Unfinished requests are those that came last: nobody let them end."""
+    unfinished = evidence.with_status("unfinished")
+    order = np.argsort(evidence.entered, kind="stable")
+    by_arrival = unfinished[order]
+    tail = by_arrival[-max(1, by_arrival.size // 10) :]
+    if unfinished.sum() >= FEWEST_CUT and tail.mean() > 0.5 > 10 * by_arrival[: by_arrival.size // 4].mean():
+        yield evidence.found(
+            "truncated",
+            "warning",
+            f"{int(unfinished.sum())} requests did not end, most of the last ones among them: the run was cut off "
+            "while it served them; let it drain",
+            unfinished,
         )
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from replay.checks.evidence import Evidence, Ints, Rows
+from replay.checks.evidence import RESOLUTION, Evidence, Ints, Rows
 from replay.checks.finding import Finding
-from replay.checks.stamps import RESOLUTION
 from replay.checks.step_clock import departures
 from replay.trace import Floats
 
@@ -22,6 +21,8 @@ UNSURE = 0.02
 """Deviation of the honest from which nothing is said: the engine's iterations are too uneven, or it speculates."""
 OFF, OUTLIER, STEPS_OFF = 0.03, 5.0, 3.0
 """Least departure, in relative terms, in deviations and in iterations, of a length that is wrong."""
+FINE = 0.5
+"""Resolution of the stamps, in iterations, up to which equal ones are of one iteration."""
 MANY = 0.05
 """Share of requests from which it is a habit: single ones are preempted, or alone on one of several engines."""
 
@@ -117,9 +118,9 @@ def _windows(rows: Ints) -> list[Ints]:
 def _contradictions(evidence: Evidence, rows: Rows) -> Ints:
     """Rows that share the stamp of one end with a row whose other end contradicts the two lengths.
 
-    Only stamps of the engine tell iterations, and several data-parallel engines do not share them.
+    Only stamps of the engine tell iterations (several data-parallel engines do not share them), and only fine ones.
     """
-    if not evidence.trace.has("scheduled"):
+    if not evidence.trace.has("scheduled") or evidence.resolution > FINE * evidence.step:
         return np.zeros(0, dtype=np.int64)
     some = np.flatnonzero(rows)
     first, last = (np.round(one[some] / RESOLUTION) for one in (evidence.first, evidence.last))

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.checks.evidence import Evidence
+from replay.checks.evidence import RESOLUTION, Evidence, grid_of
 from replay.checks.finding import Finding
 from replay.trace import Trace
 
-RESOLUTION = 1e-6
-"""Seconds. Stamps of one iteration are identical in the source; this is what survives the arithmetic since."""
-GRIDS = (60.0, 10.0, 1.0, 0.1, 0.01, 0.001)
-"""Seconds to which sources round."""
-ON_GRID = 0.999
-"""Share of the differences that must be multiples (the rest is what arithmetic did to them)."""
-FEWEST_STAMPS = 20
 COARSE = 0.1
-"""Resolution as a share of the median latency, from which rounding shows in percentiles."""
+"""Resolution as a share of a short TTFT (10th percentile), from which rounding shows in percentiles."""
 FEWEST_SHARED = 15
 """Stamps that requests should share by chance, from which sharing hardly any tells that they were not the engine's."""
 MOST_SMEARED = 0.1
@@ -75,33 +68,23 @@ def smeared_stamps(evidence: Evidence) -> Iterator[Finding]:
 
 
 def coarse_stamps(evidence: Evidence) -> Iterator[Finding]:
-    """Stamps rounded to a grid that is coarse against the latencies.
+    """Stamps rounded to a grid that is coarse against what they measure.
 
-    Differences of stamps are then multiples of the grid. The error of a duration is up to one grid unit, so a grid of a
-    tenth of the median TTFT, or of TPOT times the median output, shows in every percentile.
+    A duration is off by up to one unit of the grid. From a tenth of the shorter TTFTs on that shows in their
+    percentiles; from an iteration's length on, stamps no longer tell iterations, and gaps between tokens are
+    nothing.
     """
-    durations = {"TTFT": evidence.first - evidence.trace.start, "decode time": evidence.last - evidence.first}
-    columns = {"arrivals": evidence.arrival, "first tokens": evidence.first, "last tokens": evidence.last}
-    for name, column in columns.items():
-        stamps = column[~np.isnan(column)]
-        if np.unique(stamps).size < FEWEST_STAMPS:
-            continue
-        parts = (stamps - stamps[0])[:, None] / np.array(GRIDS)
-        # A float of 1.8e9 s resolves 0.24 us.
-        on = np.abs(parts - np.round(parts)) * np.array(GRIDS) < RESOLUTION
-        coarse = [grid for grid, share in zip(GRIDS, on.mean(axis=0), strict=True) if share >= ON_GRID]
-        if not coarse:
-            continue
-        grid = coarse[0]
-        for label, seconds in durations.items():
-            some = seconds[evidence.ok & (seconds > 0)]
-            whole = float(np.median(some)) if some.size else np.nan
-            if grid >= COARSE * whole:
-                yield evidence.found(
-                    "coarse_stamps",
-                    "warning",
-                    f"{name} are stamped to {grid:g} s, the median {label} is {whole:.3f} s: rounding makes up much of "
-                    "every latency; record with finer stamps",
-                    values={"resolution": grid, "median": whole},
-                )
-                break
+    if evidence.trace.batches is not None:
+        return
+    grid = max(evidence.resolution, grid_of(evidence.arrival))
+    ttft = (evidence.first - evidence.trace.start)[evidence.ok]
+    ttft = ttft[ttft > 0]
+    short = float(np.quantile(ttft, 0.1)) if ttft.size else np.nan
+    if grid >= COARSE * short or grid >= evidence.step:
+        yield evidence.found(
+            "coarse_stamps",
+            "warning",
+            f"times are stamped to {grid:g} s; a tenth of the TTFTs are below {short:.3f} s, a token takes about "
+            f"{evidence.step:.3f} s: rounding makes up much of them; record with finer stamps",
+            values={"resolution": grid, "ttft_p10": short, "token": evidence.step},
+        )

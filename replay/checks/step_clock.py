@@ -87,15 +87,16 @@ class _Level:
 
     def __init__(self, first: Floats, last: Floats, steps: Floats, pieces: int) -> None:
         knots = np.unique(np.quantile(np.concatenate([first, last]), np.linspace(0, 1, pieces + 1)))
-        between = _between(knots, last) - _between(knots, first)
+        # S counts from the first knot.
+        between = (_between(knots, last) - _between(knots, first))[:, 1:]
         self.matrix = (sparse.diags(1 / steps) @ between).tocsc()
         widths = np.diff(knots)
         slopes = sparse.diags([-1 / widths, 1 / widths], [0, 1], shape=(widths.size, knots.size)).tocsr()
-        bends = slopes[1:] - slopes[:-1]
+        bends = (slopes[1:] - slopes[:-1])[:, 1:]
         rate = float(np.median(steps / (last - first)))
         # Hardly any smoothing: it only ties pieces that no request tells apart.
         self.penalty = SMOOTH * steps.size / widths.size / rate**2 * (bends.T @ bends)
-        self.penalty += 1e-9 * sparse.identity(knots.size)
+        self.penalty += 1e-12 * sparse.identity(knots.size - 1)
 
     def solve(self, weights: Floats) -> Floats:
         normal = self.matrix.T @ sparse.diags(weights) @ self.matrix + float(np.median(weights)) * self.penalty
