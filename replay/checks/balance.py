@@ -15,6 +15,8 @@ OFF = 0.05
 """Relative difference of two counts of the same requests from which they contradict each other: sampling an integer
 once a second, between steps, costs the public traces less than 0.4 %."""
 FAR_OFF = 0.25
+LEAST_OFF = 1.0
+"""Requests by which they must differ on average: who comes or goes at the instant of a sample may be counted or not."""
 FEWEST_SAMPLES = 10
 STALL = 0.1
 """Seconds without an iteration although requests were there, from which an engine counts as stalled; between two
@@ -51,8 +53,9 @@ def littles_law(evidence: Evidence) -> Iterator[Finding]:
         source, times, counted = sampled
         told = present(begin, end, times)
         level = max(float(counted.mean()), float(told.mean()), 1.0)
-        off = float(np.abs(counted - told).mean()) / level
-        if off > OFF:
+        requests_off = float(np.abs(counted - told).mean())
+        off = requests_off / level
+        if off > OFF and requests_off > LEAST_OFF:
             yield evidence.found(
                 "littles_law",
                 "error" if off > FAR_OFF else "warning",
@@ -85,7 +88,9 @@ def _sampled(evidence: Evidence, begin: float, end: float) -> tuple[str, Floats,
     table, source = evidence.trace.timeline, "the gauges"
     name = "time"
     if table is None and evidence.trace.iterations is not None:
-        table, source, name = evidence.trace.iterations, "recorded iterations", "start"
+        table, source = evidence.trace.iterations, "recorded iterations"
+        # Counted by the schedule call, which an asynchronous engine makes while the iteration before it runs.
+        name = "start" if table.column("scheduled_at").null_count else "scheduled_at"
     if table is None or np.isnan(evidence.queued[evidence.ok]).all():
         return None
     times, running, waiting = (

@@ -43,8 +43,11 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
     columns = (evidence.arrival, evidence.first, evidence.last, evidence.prompt, evidence.output)
     whole = np.flatnonzero(~np.isnan(np.sum(columns, axis=0)))
     order = whole[np.lexsort([one[whole] for one in columns])]
-    same = np.all([np.diff(one[order]) == 0 for one in columns], axis=0)
-    repeated = np.sort(order[1:][same])
+    same = np.concatenate([[False], np.all([np.diff(one[order]) == 0 for one in columns], axis=0)])[: order.size]
+    alike = np.cumsum(~same) - 1
+    _, place, sent = np.unique(evidence.arrival[order], return_inverse=True, return_counts=True)
+    # Where requests are sent together, some are served alike: only if all of them are, they are one.
+    repeated = np.sort(order[same & (np.bincount(alike)[alike] == sent[place])])
     if repeated.size:
         yield evidence.found(
             "identical_rows",

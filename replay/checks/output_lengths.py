@@ -58,12 +58,18 @@ def output_lengths(evidence: Evidence) -> Iterator[Finding]:
             {"examined": examined, "share": wrong.size / examined, "by": by, "contradictions": contradictions.size},
         )
     elif contradictions.size:
+        untold = "" if evidence.trace.has("preemptions") else "requests were preempted (the trace does not tell), or "
         yield evidence.found(
             "output_lengths",
-            "error" if evidence.trace.has("preemptions") else "warning",
+            "error" if evidence.trace.has("preemptions") else "info",
             f"{contradictions.size} requests shared an iteration with another one, yet the lengths of the two "
-            "contradict the order in which they ended: output lengths are not the engine's (re-tokenised text?), or "
-            "requests were preempted; take the server's usage",
+            "contradict the order in which they ended: "
+            + (
+                ""
+                if evidence.trace.has("preemptions")
+                else "requests were preempted, which the trace does not tell, or "
+            )
+            + "output lengths are not the engine's (re-tokenised text?); take the server's usage",
             contradictions,
             {"contradictions": contradictions.size},
         )

@@ -34,8 +34,8 @@ class Shared:
 def shared_stamps(trace: Trace) -> Shared | None:
     """Count stamps that requests share; None without engine stamps.
 
-    Tokens of one iteration carry one stamp, so n stamps on N iterations share n^2 / 2N by chance (the birthday
-    problem).
+    Tokens of one iteration carry one stamp, so n stamps fall on N (1 - exp(-n / N)) of N iterations by chance; the
+    others stand twice.
     """
     if not trace.has("scheduled"):
         return None
@@ -45,7 +45,8 @@ def shared_stamps(trace: Trace) -> Shared | None:
         return None
     stamps = np.sort(np.concatenate([first[there], last[there]]))
     iterations = (stamps[-1] - stamps[0]) / float(np.median((last - first)[there] / (output - 1)[there]))
-    expected = stamps.size**2 / (2 * max(iterations, 1.0))
+    iterations = max(iterations, 1.0)
+    expected = stamps.size + iterations * np.expm1(-stamps.size / iterations)
     return Shared(int(np.count_nonzero(np.diff(stamps) < RESOLUTION)), float(expected))
 
 

@@ -26,9 +26,9 @@ MOST_AHEAD = 1000
 def warm_up(evidence: Evidence) -> Iterator[Finding]:
     """The first request took longer to its first token than a warm engine would.
 
-    Told without a model where it can be: nobody is ahead of the first request, so on a warm engine none with as long a
-    prompt is faster, and how much the fastest is tells the least that the start cost (requests that share prompt blocks
-    are left out). On a busy engine none may be; then the deployment's own model tells, as the replay does
+    Told without a model where it can be: who has the engine alone is served fastest, so on a warm one no later request
+    with as long a prompt is faster, and how much the fastest is tells the least that the start cost (requests that
+    share prompt blocks are left out). On a busy engine none may be; then the deployment's own model tells, as the replay does
     (``replay.cold_start``), which imposes a cold start where the trace does not say that it was warmed up.
     """
     if evidence.trace.batches is not None or not evidence.arrivals_measured:
@@ -44,10 +44,11 @@ def warm_up(evidence: Evidence) -> Iterator[Finding]:
     # The third fastest: one may have been served from a cache.
     least = float(np.partition(took[others], FEWEST - 1)[FEWEST - 1]) if others.sum() >= FEWEST else np.inf
     imposed = not evidence.trace.meta.get("warmed_up")
-    if took[one] > COLD * least:
+    company = some & (evidence.trace.start <= evidence.first[one])
+    if company.sum() == 1 and took[one] > COLD * least:
         yield evidence.found(
             "warm_up",
-            "info" if imposed or took[one] < VERY_COLD * least else "warning",
+            "info" if imposed or took[one] < VERY_COLD * least or not _hits_told(evidence) else "warning",
             f"the first request took {took[one]:.3f} s to its first token, later ones with as long a prompt "
             f"{least:.3f} s: the engine (or the client) was cold; "
             + ("the replay imposes that" if imposed else "warm the server up with a few requests, or leave it out"),
@@ -79,6 +80,12 @@ def _by_model(evidence: Evidence, one: int) -> Iterator[Finding]:
             np.array([one]),
             {"first": cold.measured_ttft, "predicted": cold.predicted_ttft},
         )
+
+
+def _hits_told(evidence: Evidence) -> bool:
+    """Whether later requests cannot have been faster by prefix hits that nobody tells."""
+    told = evidence.trace.has("block_hashes") or evidence.trace.has("cached_tokens")
+    return told or evidence.argument("enable_prefix_caching") is False
 
 
 def _shared(evidence: Evidence) -> Rows:
