@@ -24,7 +24,7 @@ GRIDS = (60.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 """Seconds to which sources round."""
 ON_GRID = 0.999
 """Share of the stamps that must lie on a grid (the rest is what arithmetic did to them)."""
-FEWEST_STAMPS = 20
+FEWEST_STAMPS, FEWEST_DISTINCT = 20, 4
 
 
 class Evidence:
@@ -136,7 +136,7 @@ class Evidence:
 def grid_of(stamps: Floats) -> float:
     """The coarsest usual grid on which stamps lie, 0 if none, or too few to tell."""
     there = np.unique(stamps[~np.isnan(stamps)])
-    if there.size < FEWEST_STAMPS:
+    if np.count_nonzero(~np.isnan(stamps)) < FEWEST_STAMPS or there.size < FEWEST_DISTINCT:
         return 0.0
     for grid in GRIDS:
         parts = (there - there[0]) / grid

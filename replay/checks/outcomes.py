@@ -17,6 +17,8 @@ LOST = 0.05
 CUT_OFF = 0.1
 """Share of the most requests ever present that end in the run's last iteration, from which it was cut off there."""
 FEWEST_CUT = 5
+MOSTLY = 0.5
+"""Share of the last tenth of the requests without an end, from which the run was cut off while it served them."""
 
 
 def duplicates(evidence: Evidence) -> Iterator[Finding]:
@@ -139,7 +141,8 @@ def _unfinished_end(evidence: Evidence) -> Iterator[Finding]:
     order = np.argsort(evidence.entered, kind="stable")
     by_arrival = unfinished[order]
     tail = by_arrival[-max(1, by_arrival.size // 10) :]
-    if unfinished.sum() >= FEWEST_CUT and tail.mean() > 0.5 > 10 * by_arrival[: by_arrival.size // 4].mean():
+    begun = by_arrival[: max(1, by_arrival.size // 4)]
+    if unfinished.sum() >= FEWEST_CUT and tail.mean() > MOSTLY and begun.mean() < 0.25 * tail.mean():
         yield evidence.found(
             "truncated",
             "warning",

@@ -23,7 +23,7 @@ STARTS = ((0.5, 20), (0.25, 32), (0.75, 32), (0.25, 20), (0.75, 20))
 """Quantiles of first fits, and the pieces of S(t) that they have: with fewer, S(t) is not followed closely enough to
 see lengths that are 10 % off (found on the public engine traces)."""
 FINEST = 128
-REQUESTS_PER_PIECE = 8
+REQUESTS_PER_PIECE = 3
 ROUNDS, REFINING = 12, 4
 LEAST = 1e-3
 """Relative residual below which weights no longer rise."""

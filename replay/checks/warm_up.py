@@ -28,8 +28,8 @@ def warm_up(evidence: Evidence) -> Iterator[Finding]:
 
     Told without a model where it can be: who has the engine alone is served fastest, so on a warm one no later request
     with as long a prompt is faster, and how much the fastest is tells the least that the start cost (requests that
-    share prompt blocks are left out). On a busy engine none may be; then the deployment's own model tells, as the replay does
-    (``replay.cold_start``), which imposes a cold start where the trace does not say that it was warmed up.
+    share prompt blocks are left out). On a busy engine none may be; then the deployment's own model tells, as the
+    replay does (``replay.cold_start``), which imposes a cold start where the trace does not say that it was warmed up.
     """
     if evidence.trace.batches is not None or not evidence.arrivals_measured:
         return

@@ -234,3 +234,13 @@ def test_a_real_run_breaks_nothing(traces, monkeypatch):
 
     with pytest.raises(InputError, match="faster than the weights can be read"):
         refuse_nonsense(trace, resolved(load_profile("roofline:l4"), trace, settings=("engine.num_gpu_blocks=20000",)))
+
+
+def test_what_the_checks_of_data_doubt_is_a_warning_and_strict_exits_with_2(fitted, sound):
+    wrong = np.arange(len(sound)) % 3 == 0
+    length = sound.column("output_tokens")
+    doubtful = changed(sound, output_tokens=np.where(wrong, np.round(1.3 * length), length).astype(int))
+    document = fitted(doubtful, "--format", "json").json
+    assert any("re-tokenised" in line for line in document["warnings"])
+    assert fitted(doubtful, "--strict").code == 2
+    assert fitted(sound, "--strict").code == 0
