@@ -48,10 +48,12 @@ def output_lengths(evidence: Evidence) -> Iterator[Finding]:
     wrong, ratios, examined = _by_iterations(evidence, rows)
     if wrong.size:
         by = float(np.median(ratios))
+        # Data-parallel engines need not keep the same time.
+        several = evidence.argument("data_parallel_size") not in (None, 1)
         preempted = " or preempted" if by > 0 and not evidence.trace.has("preemptions") else ""
         yield evidence.found(
             "output_lengths",
-            "error" if contradictions.size or not preempted else "warning",
+            "error" if contradictions.size else "info" if several else "warning" if preempted else "error",
             f"{wrong.size:,} of {examined:,} requests have output lengths that are {100 * abs(1 / (1 + by) - 1):.1f} % "
             f"{'shorter' if by > 0 else 'longer'} (median) than the iterations that the others made in the same time: "
             f"they were re-tokenised{preempted}; take the server's usage, else their TPOT is off by as much",

@@ -45,7 +45,9 @@ def shared_stamps(trace: Trace) -> Shared | None:
         return None
     stamps = np.sort(np.concatenate([first[there], last[there]]))
     iterations = (stamps[-1] - stamps[0]) / float(np.median((last - first)[there] / (output - 1)[there]))
-    iterations = max(iterations, 1.0)
+    # Data-parallel engines stamp their own iterations.
+    engines = ((trace.meta.get("engine") or {}).get("arguments") or {}).get("data_parallel_size")
+    iterations = max(iterations, 1.0) * (engines if isinstance(engines, int) and engines > 0 else 1)
     expected = stamps.size + iterations * np.expm1(-stamps.size / iterations)
     return Shared(int(np.count_nonzero(np.diff(stamps) < RESOLUTION)), float(expected))
 

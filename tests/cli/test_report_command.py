@@ -390,7 +390,7 @@ def test_findings_stand_in_the_json_and_before_the_figures(report, bench):
     assert checks["few_requests"]["values"] == {"served": 6.0}
     assert "bench-1" in checks["repeated_prompts"]["requests"]
     text = report(bench).out
-    assert text.index("data warning: few_requests") < text.index("per request")
+    assert text.index("data warning: few_requests") < text.index("\nper request")
     assert "also noted: repeated prompts" in text
 
 
