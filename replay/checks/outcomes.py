@@ -29,7 +29,7 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
     """
     trace = evidence.trace
     ids = trace.requests.column("id")
-    if len(pc.unique(ids)) < len(ids):
+    if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         rows = np.asarray(pc.is_in(ids, value_set=twice), dtype=bool)
@@ -43,13 +43,13 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
     if trace.batches is not None or not evidence.arrivals_measured:
         return
     columns = (evidence.arrival, evidence.first, evidence.last, evidence.prompt, evidence.output)
-    whole = np.flatnonzero(~np.isnan(np.sum(columns, axis=0)))
+    _, place, sent = np.unique(evidence.arrival, return_inverse=True, return_counts=True)
+    whole = np.flatnonzero((sent[place] > 1) & ~np.isnan(np.sum(columns, axis=0)))
     order = whole[np.lexsort([one[whole] for one in columns])]
     same = np.concatenate([[False], np.all([np.diff(one[order]) == 0 for one in columns], axis=0)])[: order.size]
     alike = np.cumsum(~same) - 1
-    _, place, sent = np.unique(evidence.arrival[order], return_inverse=True, return_counts=True)
     # Where requests are sent together, some are served alike: only if all of them are, they are one.
-    repeated = np.sort(order[same & (np.bincount(alike)[alike] == sent[place])])
+    repeated = np.sort(order[same & (np.bincount(alike)[alike] == sent[place[order]])])
     if repeated.size:
         yield evidence.found(
             "identical_rows",

@@ -29,7 +29,7 @@ def repeated_prompts(evidence: Evidence) -> Iterator[Finding]:
     column = trace.requests.column("block_hashes").combine_chunks()
     hashes = pc.list_flatten(column).to_numpy(zero_copy_only=False)
     owner = np.asarray(pc.list_parent_indices(column), dtype=np.int64)
-    if not hashes.size:
+    if pc.count_distinct(pc.list_flatten(column)).as_py() == hashes.size:
         return
     # In order of arrival, whatever the order of the rows.
     rank = np.empty(len(trace), dtype=np.int64)

@@ -82,7 +82,9 @@ def coarse_stamps(evidence: Evidence) -> Iterator[Finding]:
     grid = max(evidence.resolution, grid_of(evidence.arrival))
     ttft = (evidence.first - evidence.trace.start)[evidence.ok]
     ttft = ttft[ttft > 0]
-    short = float(np.quantile(ttft, 0.1)) if ttft.size else np.nan
+    if not ttft.size:
+        return
+    short = float(np.quantile(ttft, 0.1))
     if grid >= COARSE * short or grid >= evidence.step:
         yield evidence.found(
             "coarse_stamps",

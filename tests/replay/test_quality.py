@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from profiles.deployment import Facts, resolve
 from profiles.profile import load_profile
+from replay.checks.step_clock import departures
 from replay.golden_schedules import GoldenStepTime, read_golden
 from replay.quality import MOST_IDS, SEVERITIES, doubts, examine
 from replay.run import _IterationLog
@@ -467,3 +468,53 @@ def test_findings_are_ordered_bounded_and_repeatable():
     assert len(silent.requests) == MOST_IDS
     assert silent.values["requests"] == 1200
     assert all(isinstance(value, float) for one in findings for value in one.values.values())
+
+
+MAYBE = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 1.5]), st.floats(0, 100))
+ROW = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["ok", "ok", "failed", "unfinished", "silent"]),
+        "nominal_arrival": MAYBE,
+        "arrival": MAYBE,
+        "stamps": st.lists(MAYBE, min_size=4, max_size=4),
+        "token_times": st.one_of(st.none(), st.lists(st.floats(0, 100), max_size=4).map(sorted)),
+        "prompt_tokens": st.integers(0, 5000),
+        "output_tokens": st.integers(0, 50),
+        "preemptions": st.one_of(st.none(), st.integers(0, 2)),
+        "block_hashes": st.one_of(st.none(), st.lists(st.integers(0, 3), max_size=3)),
+    }
+)
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=200)
+@given(st.lists(ROW, min_size=1, max_size=60), st.booleans(), st.booleans())
+def test_any_trace_can_be_examined(rows, one_clock, with_tables):
+    """Whatever is null, equal, reversed or empty: findings, no exception, only finite figures or none."""
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "stamps"}
+    columns |= {name: [row["stamps"][place] for row in rows] for place, name in enumerate(ENGINE_STAMPS)}
+    columns["id"] = [f"r{place}" for place in range(len(rows))]
+    nothing = recorded(0, count=2)
+    trace = Trace(
+        requests_table(columns, len(rows)),
+        {"name": "any", "clock": {"kind": "run" if one_clock else "request"}},
+        iterations=nothing.iterations.slice(0, 0) if with_tables else None,
+        timeline=gauges(nothing).timeline.slice(0, 1) if with_tables else None,
+    )
+    for one in examine(trace):
+        assert one.severity in SEVERITIES
+        assert one.sentence
+        assert all(np.isfinite(value) for name, value in one.values.items() if name != "token")
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=60)
+@given(st.integers(40, 120), st.integers(1, 6), SEEDS)
+def test_the_clock_of_iterations_stands_any_stamps(count, distinct, seed):
+    """All at once, in a few waves, or without rhyme: a number for each, and no exception."""
+    random = np.random.default_rng(seed)
+    first = random.integers(0, distinct, count).astype(float)
+    ratio, deviation = departures(first, first + random.integers(1, 4, count), random.integers(20, 99, count) - 1.0)
+    assert ratio.shape == (count,)
+    assert np.isfinite(ratio).all()
+    assert deviation >= 0
