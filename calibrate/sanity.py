@@ -14,10 +14,16 @@ import numpy.typing as npt
 
 from calibrate.aggregates import run_seconds
 from calibrate.kv_use import UNCERTAIN, KVUse
-from calibrate.reconstruction import RESOLUTION
 from profiles.deployment import Deployment
 from profiles.errors import InputError
+from replay.checks.arrivals import JITTER, LONGEST_WAY, MOST_AHEAD, MOST_LOOKS, drift, lateness, way_to_queue
+from replay.checks.evidence import Evidence
+from replay.checks.lengths import too_long
+from replay.checks.outcomes import FEW
+from replay.checks.prompts import FASTER, matrix_parameters
+from replay.checks.stamps import shared_stamps
 from replay.load_level import holds_aggregates
+from replay.quality import doubts, examine
 from replay.trace import REQUEST_CLOCK, Trace
 from simulator.accelerators.roofline import Roofline
 from simulator.batch import Batch
@@ -25,30 +31,14 @@ from simulator.errors import SimulationError
 
 Floats = npt.NDArray[np.floating[Any]]
 
-FEW = 10
-"""Requests below which a fit is warned of."""
 FAILED = 0.05
 """Share of failed requests from which their load is missed."""
-JITTER = 1e-3
-"""Seconds by which stamps of one clock may lie the wrong way round: rounding, and who stamps first."""
-MOST_AHEAD = 0.01
-"""Seconds of that from which clocks are two."""
-LONGEST_WAY = 1.0
-"""Seconds from front end to engine that every request took: more is another clock."""
-MOST_LOOKS = 10
-"""Iterations that can end before an engine, which looks for arrivals after each, takes a request in."""
-MIXED = 0.01
-"""Share of requests taken in later than that, from which clocks are mixed."""
-FEWEST_SHARED = 15
-"""Stamps that requests should share by chance, from which sharing hardly any tells that they were not the engine's."""
-MOST_SMEARED = 0.1
-LATE = 0.05
-"""Lateness of an open loop against its plan, as a share of the run, from which its client counts as saturated."""
-LEAST_LATE = 0.5
-"""Seconds of it below which nothing is said."""
-FASTER = 0.98
-"""Share of the datasheet's shortest time below which a run breaks it."""
 MOST_BREAKS = 0.01
+ALSO_DOUBTED = (
+    *("duplicate_ids", "identical_rows", "truncated", "impossible_lengths", "output_lengths", "coarse_stamps"),
+    *("shifted_arrivals", "littles_law", "work_conservation", "token_totals", "kv_use", "empty_first_chunk"),
+)
+"""Findings of ``replay.quality`` that say more than the refusals and warnings here."""
 
 
 def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
@@ -77,6 +67,7 @@ def refuse_nonsense(trace: Trace, deployment: Deployment) -> list[str]:
     _refuse_odd_iterations(trace, deployment)
     warnings += _refuse_broken_arguments(trace, deployment)
     warnings += _refuse_faster_than_datasheet(trace, deployment)
+    warnings += [one.sentence for one in doubts(examine(trace)) if one.check in ALSO_DOUBTED]
     return [f"{trace.name}: {line}" for line in warnings]
 
 
@@ -104,11 +95,10 @@ def _refuse_few(trace: Trace) -> list[str]:
 
 def _refuse_mixed_clocks(trace: Trace) -> list[str]:
     """Stamps of arrivals (front end or client) and of the engine must be of one clock."""
-    arrival, queued = trace.column("arrival"), trace.column("queued")
-    lag = queued - arrival
-    there = ~np.isnan(lag)
-    if not there.any():
+    way = way_to_queue(trace)
+    if way is None:
         return []
+    lag, there = way.lag, way.there
     advice = "bring them onto one clock (vLLM stamps arrivals on the wall clock, everything else monotonically)"
     early = np.where(there, -lag, -np.inf)
     worst = int(np.argmax(early))
@@ -123,15 +113,11 @@ def _refuse_mixed_clocks(trace: Trace) -> list[str]:
             f"{trace.name}: every request was queued {least:.3f} s or more after it arrived: arrivals and engine "
             f"stamps are of two clocks; {advice}"
         )
-    ends = np.unique(np.concatenate([trace.column("first_token"), trace.column("last_token")]))
-    ends = ends[~np.isnan(ends)]
-    looks = np.where(there, np.searchsorted(ends, queued) - np.searchsorted(ends, arrival, side="right"), 0)
-    passed_over = looks > MOST_LOOKS
-    if passed_over.sum() > max(1, MIXED * there.sum()):
-        one = int(np.argmax(looks))
+    if way.mixed:
+        one = int(np.argmax(way.looks))
         raise InputError(
-            f"{trace.name}: {int(passed_over.sum())} requests were queued after more than {MOST_LOOKS} iterations had "
-            f"ended since their arrival, request {trace.ids[one]!r} {lag[one]:.3f} s after it; an engine takes "
+            f"{trace.name}: {int(way.passed_over.sum())} requests were queued after more than {MOST_LOOKS} iterations "
+            f"had ended since their arrival, request {trace.ids[one]!r} {lag[one]:.3f} s after it; an engine takes "
             f"arrivals in after every iteration, so clocks are mixed, or the front end was saturated; {advice}"
         )
     warnings = []
@@ -139,51 +125,34 @@ def _refuse_mixed_clocks(trace: Trace) -> list[str]:
         warnings.append(
             f"requests were queued up to {1e3 * early[worst]:.1f} ms before they arrived: clocks are not exact"
         )
-    quarters = np.array_split(lag[there][np.argsort(arrival[there], kind="stable")], 4)
-    if there.sum() >= 40:
-        drift = float(quarters[-1].min() - quarters[0].min())
-        if abs(drift) > MOST_AHEAD and abs(drift) > 0.5 * float(np.median(lag[there])):
-            warnings.append(
-                f"the shortest way from arrival to queue moved by {1e3 * drift:.1f} ms over the run: its two clocks "
-                "drift apart, or the front end fell behind"
-            )
+    moved = drift(trace, way)
+    if moved:
+        warnings.append(
+            f"the shortest way from arrival to queue moved by {1e3 * moved:.1f} ms over the run: its two clocks "
+            "drift apart, or the front end fell behind"
+        )
     return warnings
 
 
 def _refuse_smeared_stamps(trace: Trace) -> None:
-    """Tokens of one iteration carry one stamp, so n stamps on N iterations share n^2 / 2N by chance."""
-    if trace.iterations is not None or not trace.has("scheduled"):
-        return
-    first, last, output = (trace.column(name) for name in ("first_token", "last_token", "output_tokens"))
-    there = (output > 1) & (last > first) & ~np.isnan(trace.column("scheduled"))
-    if not there.any():
-        return
-    stamps = np.sort(np.concatenate([first[there], last[there]]))
-    iterations = (stamps[-1] - stamps[0]) / float(np.median((last - first)[there] / (output - 1)[there]))
-    expected = stamps.size**2 / (2 * max(iterations, 1.0))
-    shared = int(np.count_nonzero(np.diff(stamps) < RESOLUTION))
-    if expected >= FEWEST_SHARED and shared < MOST_SMEARED * expected:
+    """Tokens of one iteration carry one stamp."""
+    shared = shared_stamps(trace) if trace.iterations is None else None
+    if shared is not None and shared.smeared:
         raise InputError(
-            f"{trace.name}: {shared} pairs of first and last tokens carry the same stamp, about {expected:.0f} should: "
-            "the stamps are not the engine's, once an iteration, or they are of several clocks"
+            f"{trace.name}: {shared.pairs} pairs of first and last tokens carry the same stamp, about "
+            f"{shared.expected:.0f} should: the stamps are not the engine's, once an iteration, or they are of several "
+            "clocks"
         )
 
 
 def _late_client(trace: Trace) -> list[str]:
     """An open loop sends as planned; one that falls behind more and more was too slow for its rate."""
-    planned, sent = trace.column("nominal_arrival"), trace.column("arrival")
-    there = ~(np.isnan(planned) | np.isnan(sent))
-    if there.sum() < FEW:
+    behind = lateness(trace)
+    if behind is None:
         return []
-    order = np.argsort(planned[there], kind="stable")
-    late = (sent - planned)[there][order]
-    tenth = max(1, late.size // 10)
-    begin, end = float(np.median(late[:tenth])), float(np.median(late[-tenth:]))
-    span = float(np.ptp(planned[there]))
-    if end - begin < max(LEAST_LATE, LATE * span):
-        return []
+    seconds, span = behind
     return [
-        f"the client fell behind its plan: the last tenth of the requests were sent {end - begin:.1f} s later than "
+        f"the client fell behind its plan: the last tenth of the requests were sent {seconds:.1f} s later than "
         f"planned (over {span:.0f} s): it was saturated, or its concurrency limited; the load was lower than the "
         "nominal one, and fits hold for the arrivals as measured"
     ]
@@ -216,21 +185,13 @@ def _refuse_odd_iterations(trace: Trace, deployment: Deployment) -> None:
 
 def _refuse_broken_arguments(trace: Trace, deployment: Deployment) -> list[str]:
     """What the run did must be possible by the engine arguments."""
-    config = deployment.config
-    served = trace.statuses == "ok"
-    prompt, total = trace.column("prompt_tokens"), trace.column("prompt_tokens") + trace.column("output_tokens")
-    for tokens, what in (
-        (prompt + 1, "a prompt of {:,.0f} tokens and one of output"),
-        (total, "{:,.0f} tokens in all"),
-    ):
-        too_long = served & (tokens > config.max_model_len)
-        if too_long.any():
-            row = int(np.argmax(np.where(too_long, tokens, 0)))
-            have = prompt[row] if tokens is not total else total[row]
-            raise InputError(
-                f"{trace.name}: {int(too_long.sum())} requests were served that max_model_len={config.max_model_len:,} "
-                f"does not allow, request {trace.ids[row]!r} with {what.format(have)}: that is not the run's argument"
-            )
+    most = deployment.config.max_model_len
+    for rows, counted, what in too_long(Evidence(trace), most):
+        row = int(np.argmax(np.where(rows, counted, 0)))
+        raise InputError(
+            f"{trace.name}: {int(rows.sum())} requests were served that max_model_len={most:,} does not allow, request "
+            f"{trace.ids[row]!r} with {what.format(counted[row])}: that is not the run's argument"
+        )
     return _refuse_too_many_at_once(trace, deployment)
 
 
@@ -338,11 +299,6 @@ def _refuse_too_much_arithmetic(trace: Trace, deployment: Deployment, whose: str
     seconds = _served_for(trace, served)
     if seconds is None:
         return []
-    active = model.num_hidden_layers * model.attention_parameters + model.num_dense_layers * model.dense_mlp_parameters
-    active += model.num_moe_layers * (
-        model.num_experts_per_tok * model.expert_parameters
-        + model.mlp_matrices * model.hidden_size * model.shared_expert_intermediate_size
-    )
     prompt, output = trace.column("prompt_tokens")[served], trace.column("output_tokens")[served]
     cached = trace.column("cached_tokens")[served]
     told = not config.enable_prefix_caching or not np.isnan(cached).any() or trace.has("block_hashes")
@@ -352,7 +308,7 @@ def _refuse_too_much_arithmetic(trace: Trace, deployment: Deployment, whose: str
         cached = config.block_size * np.array(shared)
     tokens = float(np.sum(np.maximum(prompt - np.nan_to_num(cached), 1) + output - 1))
     fastest = max(hardware.flops(one) for one in (model.weight_dtype, model.attention_weight_dtype))
-    needed = 2.0 * active * tokens / (fastest * config.tensor_parallel_size)
+    needed = 2.0 * matrix_parameters(model) * tokens / (fastest * config.tensor_parallel_size)
     if needed * FASTER <= seconds:
         return []
     line = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from calibrate.aggregates import AggregateComparison
 from calibrate.bootstrap import LEAST_RESAMPLES, SEED, Bootstrap, bootstrap
-from calibrate.cli.options import check_output, load_runs, progress, render_text, write_output
+from calibrate.cli.options import check_output, load_runs, progress, render_text, strict_option, strictly, write_output
 from calibrate.errors import BATCH_METRICS, Comparison
 from calibrate.fit import ProfileFit
 from calibrate.holdout import Run, hold_out, mean_errors, score
@@ -106,6 +106,7 @@ PROPOSALS = 4
     is_flag=True,
     help="Also say which further run would tell most for the time it takes; needs no -o.",
 )
+@strict_option
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(
     traces: tuple[str, ...],
@@ -122,8 +123,9 @@ def command(
     resamples: int | None,
     jobs: int,
     planned: bool,
+    strict: bool,
     style: str,
-) -> None:
+) -> int:
     """Fit a profile's coefficients to TRACEs: recorded iterations, engine stamps, client times, batches, or aggregates.
 
     A folder of batches, a part of a catalogued trace, or a table of load levels stands for all that are in it;
@@ -132,14 +134,14 @@ def command(
     if bases:
         if base is not None or target is not None:
             raise click.UsageError("--compare writes no profile: leave out --base and -o, then fit the one you choose")
-        if resamples is not None or planned:
-            raise click.UsageError("--bootstrap and --plan are of one fit: leave them out with --compare")
+        if resamples is not None or planned or strict:
+            raise click.UsageError("--bootstrap, --plan and --strict are of one fit: leave them out with --compare")
         from calibrate.cli.fit_compare import compare
 
         measured, notes = load_runs(traces, arrivals)
         options = {"settings": settings, "model": model, "assume_defaults": assume_defaults, "strength": strength}
         compare(measured, bases, holdout or "time:0.5", notes, style, cold_start=cold_start, **options)
-        return
+        return 0
     if base is None or (target is None and not planned):
         raise click.UsageError("Missing option '--base' or '-o' (or --compare BASE, several times)")
     begun = time.monotonic()
@@ -201,10 +203,11 @@ def command(
         _write(loaded, runs, fit, document, target)
     if style == "json":
         click.echo(json.dumps(document, indent=1))
-        return
-    text = render_text(_view(document, fit), None)
-    if text is not None:
-        click.echo(text, nl=False)
+    else:
+        text = render_text(_view(document, fit), None)
+        if text is not None:
+            click.echo(text, nl=False)
+    return strictly(doubts) if strict else 0
 
 
 def _resampled(fit: ProfileFit, resamples: int, jobs: int) -> Bootstrap:

@@ -83,6 +83,22 @@ def output_options(*formats: str) -> Callable[[Command], Command]:
     return add
 
 
+def strict_option(command: Command) -> Command:
+    """Add ``--strict``."""
+    return click.option(
+        "--strict", is_flag=True, help="Exit with 2, after all output, if a warning or error is found in the data."
+    )(command)
+
+
+def strictly(found: Sequence[str]) -> int:
+    """Return the exit code of ``--strict``, and say why it is not 0."""
+    if not found:
+        return 0
+    several = f"{len(found)} findings" if len(found) > 1 else "a finding"
+    click.echo(f"error: --strict: the data have {several}: {', '.join(found)}", err=True)
+    return 2
+
+
 def load_trace(name: str, arrivals: str = "measured") -> Trace:
     """Read a trace by path or name, with the arrivals asked for.
 

@@ -17,6 +17,8 @@ from calibrate.cli.options import (
     progress,
     render_text,
     replay_options,
+    strict_option,
+    strictly,
     write_output,
 )
 from calibrate.errors import Comparison, compare
@@ -29,6 +31,7 @@ from calibrate.saved_reports import read_report
 from profiles.deployment import Deployment
 from profiles.errors import InputError
 from replay.load_level import draws, holds_aggregates
+from replay.quality import doubts, examine
 from replay.run import Replay, replay
 from replay.trace import Trace
 
@@ -52,6 +55,7 @@ MOST_ATTRIBUTED = 20_000
     help=f"Split errors by cause; takes several replays. [default: up to {MOST_ATTRIBUTED:,} requests]",
 )
 @gate_options(baseline=True)
+@strict_option
 @output_options("text", "json")
 def command(
     trace: str,
@@ -65,6 +69,7 @@ def command(
     attributed: bool | None,
     rules: Rules,
     repeat: tuple[str, ...],
+    strict: bool,
     style: str,
     output: Path | None,
 ) -> int:
@@ -76,10 +81,11 @@ def command(
     measured = load_trace(trace, arrivals)
     keep_trace(trace, output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
+    findings = examine(measured, deployment)
     replayed, comparison = _predicted(measured, deployment, anchor, cold_start)
     causes = None
     if attributed or (attributed is None and len(measured) <= MOST_ATTRIBUTED):
-        causes = attribute(measured, deployment, replayed, comparison)
+        causes = attribute(measured, deployment, replayed, comparison, findings)
 
     def again(run: Trace) -> Comparison:
         return _predicted(run, deploy(run, profile, settings, model, assume_defaults), anchor, cold_start)[1]
@@ -91,10 +97,13 @@ def command(
         runs = [load_trace(one, arrivals) for one in repeat]
         figures, noise = with_repeats(figures_of(comparison), measured, runs, again)
         judgement = judge(figures, rules, baseline, noise)
-    report = Report(measured, deployment, replayed, comparison, attribution=causes, judgement=judgement)
+    report = Report(measured, deployment, replayed, comparison, findings, causes, judgement)
     text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
     if text is not None:
         write_output(text, output)
+    doubted = [f"{one.check} ({one.severity})" for one in doubts(findings)]
+    if strict and doubted:
+        return strictly(doubted)
     return judgement.exit_code(rules.inconclusive) if judgement else 0
 
 

@@ -46,6 +46,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "headline": report.headline,
         "conflicts": list(deployment.conflicts),
         "notes": report.notes,
+        "findings": [asdict(one) for one in report.findings],
         "cold_start": report.cold_start,
         "anchor": comparison.anchor,
         "coverage": comparison.coverage,

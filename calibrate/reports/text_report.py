@@ -17,6 +17,7 @@ from calibrate.metric_errors import LABELS
 from calibrate.reports import gates_section
 from calibrate.reports.report import Report
 from replay.load_level import percentile
+from replay.quality import doubts
 
 NAMES = LABELS
 SHOWN = ("mean", "p50", "p90", "p95", "p99")
@@ -28,6 +29,7 @@ def view(report: Report) -> RenderableType:
         _title(report),
         Text(report.headline),
         Text(),
+        *_findings(report),
         *([] if _aggregates(report) else [_requests(report), Text()]),
         _levels(report),
         Text(),
@@ -40,6 +42,7 @@ def view(report: Report) -> RenderableType:
     for label, lines, style in (
         ("conflict", report.deployment.conflicts, "yellow"),
         ("note", report.notes, ""),
+        ("data", _remarks(report), ""),
     ):
         parts += [_labelled(label, line, style or "dim") for line in lines]
     return Group(*parts)
@@ -67,6 +70,37 @@ def _title(report: Report) -> RenderableType:
     where = f"{degree} x {device}" if degree > 1 else device
     grid.add_row("profile", Text.assemble((deployment.loaded.profile.name, "bold"), f"  {kind}, {where}"))
     return Group(grid, Text())
+
+
+SHOWN_IDS = 20
+
+
+def _findings(report: Report) -> list[RenderableType]:
+    """What makes the figures below unsure or wrong."""
+    parts: list[RenderableType] = []
+    for one in doubts(report.findings):
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column()
+        style = "red" if one.severity == "error" else "yellow"
+        ids = ", ".join(one.requests[:SHOWN_IDS])
+        more = ", ..." if len(one.requests) > SHOWN_IDS else ""
+        text = Text(_printable(one.sentence + (f" [requests {ids}{more}]" if ids else "")))
+        grid.add_row(Text(f"data {one.severity}:", style=style), Text(one.check, style="dim"))
+        grid.add_row("", text)
+        parts.append(grid)
+    return [*parts, Text()] if parts else []
+
+
+def _remarks(report: Report) -> list[str]:
+    """In one line, what else there is to know of the data."""
+    names = [one.check.replace("_", " ") for one in report.findings if one.severity == "info"]
+    return [f"also noted: {', '.join(names)} (findings in --format json)"] if names else []
+
+
+def _printable(text: str) -> str:
+    """Foreign text without what would steer a terminal."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _requests(report: Report) -> RenderableType:

@@ -115,7 +115,7 @@ def test_stamps_that_do_not_line_up_with_iterations_are_refused(fitted, seconds)
     capture = replace(read_trace(CAPTURE), iterations=None, _columns={})
     by = np.random.default_rng(0).uniform(0, seconds, len(capture))
     spoilt = changed(capture, **{name: capture.column(name) + by for name in STAMPS})
-    fitted(spoilt, base="linear").refused("carry the same stamp, about 69 should", "of several clocks")
+    fitted(spoilt, base="linear").refused("carry the same stamp, about 63 should", "of several clocks")
 
 
 def test_clocks_that_drift_apart_are_warned_of(fitted, sound):
@@ -212,3 +212,15 @@ def test_a_real_run_breaks_nothing(traces, monkeypatch):
 
     with pytest.raises(InputError, match="faster than the weights can be read"):
         refuse_nonsense(trace, resolved(load_profile("roofline:l4"), trace, settings=("engine.num_gpu_blocks=20000",)))
+
+
+def test_what_the_checks_of_data_doubt_is_a_warning_and_strict_exits_with_2(fitted, called, sound):
+    wrong = np.arange(len(sound)) % 3 == 0
+    length = sound.column("output_tokens")
+    doubtful = changed(sound, output_tokens=np.where(wrong, np.round(1.3 * length), length).astype(int))
+    document = fitted(doubtful, "--format", "json").json
+    assert any("re-tokenised" in line for line in document["warnings"])
+    strict = called("fit", "run", "--base", "roofline:l40s", "-o", "out.yaml", "--strength", "1", "--strict")
+    assert strict.code == 2
+    assert "error: --strict: the data have 2 findings: sound: 20 of 60 requests got tokens faster" in strict.err
+    assert fitted(sound, "--strict").code == 0

@@ -381,3 +381,37 @@ def test_a_public_trace_of_several_runs_asks_for_one(called, traces):
     called("report", "h100x8-llama-3.1-405b-fp8", "--profile", "roofline:h100-sxm", SERVECAL_TRACES=traces).refused(
         "h100x8-llama-3.1-405b-fp8/qps16.json", "h100x8-llama-3.1-405b-fp8/qps32.json"
     )
+
+
+def test_findings_stand_in_the_json_and_before_the_figures(report, bench):
+    document = report(bench, "--format", "json").json
+    checks = {one["check"]: one for one in document["findings"]}
+    assert set(checks["few_requests"]) == {"check", "severity", "sentence", "requests", "values"}
+    assert checks["few_requests"]["values"] == {"served": 6.0}
+    assert "bench-1" in checks["repeated_prompts"]["requests"]
+    text = report(bench).out
+    assert text.index("data warning: few_requests") < text.index("\nper request")
+    assert "also noted: repeated prompts" in text
+
+
+def test_strict_turns_doubts_into_exit_code_2_after_the_report(report, bench, tmp_path):
+    finished = report(bench, "--strict", "-o", "report.txt")
+    assert finished.code == 2
+    assert (tmp_path / "report.txt").read_text() == report(bench).out
+    assert finished.err == "error: --strict: the data have a finding: few_requests (warning)\n"
+    assert report(bench).code == 0
+
+
+def test_strict_lets_a_sound_run_pass(called, traces):
+    finished = called("report", traces / "rtxpro6000-llama-3.1-8b", "--profile", "roofline:rtx-pro-6000", "--strict")
+    assert (finished.code, finished.err) == (0, "")
+
+
+def test_foreign_text_in_findings_cannot_steer_the_terminal(report, serve_result, tmp_path):
+    sample = serve_result(failed=(0, 1))
+    sample.document["errors"][0] = "\x1b[2J[red]boo"
+    path = sample.write(tmp_path / "run.json")
+    needed = ("--set", "engine.max_num_seqs=8", "--set", "engine.max_num_batched_tokens=512", "--assume-defaults")
+    text = report(path, *needed).out
+    assert "[red]boo" in text
+    assert "\x1b" not in text
