@@ -12,12 +12,11 @@ from calibrate.cli.options import (
     load_trace,
     output_options,
     progress,
-    render_text,
     replay_options,
-    write_output,
 )
+from calibrate.cli.report_outputs import also_option, command_line, destinations, write_report
 from calibrate.errors import compare
-from calibrate.reports import json_report, text_report
+from calibrate.reports.outputs import FORMATS
 from calibrate.reports.report import Report
 from replay.run import replay
 
@@ -31,7 +30,8 @@ from replay.run import replay
     show_default=True,
     help="What measured latencies count from; vLLM stamps `queued` only between steps.",
 )
-@output_options("text", "json")
+@output_options("text", *FORMATS)
+@also_option
 def command(
     trace: str,
     profile: str,
@@ -43,14 +43,15 @@ def command(
     anchor: str,
     style: str,
     output: Path | None,
+    also: tuple[str, ...],
 ) -> None:
     """Replay TRACE with a profile, compare request by request, and print the error report."""
+    wanted = destinations(style, output, also)
     measured = load_trace(trace, arrivals)
-    keep_trace(trace, output)
+    for one in wanted:
+        keep_trace(trace, one.output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     with progress(len(measured), "replaying") as advance:
         replayed = replay(measured, deployment, cold_start=cold_start, progress=advance)
-    report = Report(measured, deployment, replayed, compare(measured, replayed.predicted, anchor))
-    text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
-    if text is not None:
-        write_output(text, output)
+    comparison = compare(measured, replayed.predicted, anchor)
+    write_report(Report(measured, deployment, replayed, comparison, command=command_line()), wanted)
