@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from calibrate.load import Load, Series, series_of
+from calibrate.pairing import Rows, pair
 from profiles.errors import InputError
 from replay.trace import Trace
 
 Floats = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
 
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue_time")
+PER_REQUEST = tuple(name for name in METRICS if name != "itl")
 BATCH_METRICS = {"makespan": "makespan", "prompt_time": "prompt_seconds", "token_time": "token_seconds"}
 """Metrics per batch, and the columns of ``replay.trace.BATCHES`` that they are."""
 PERCENTILES: Mapping[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
@@ -77,36 +81,10 @@ class Comparison:
     exclude: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
-    def _paired(self) -> tuple[Rows, Rows, dict[str, int]]:
+    def _paired(self) -> tuple[Rows, Rows, Mapping[str, int]]:
         """Rows of both traces that belong together, in order of arrival, and why others do not."""
-        place = {one: row for row, one in enumerate(self.predicted.ids)}
-        served = self.predicted.statuses == "ok"
-        reasons: dict[str, int] = {}
-        mine: list[int] = []
-        theirs: list[int] = []
-        for row, (one, status) in enumerate(zip(self.measured.ids, self.measured.statuses, strict=True)):
-            other = place.get(one)
-            excluded = next((why for why, ids in self.exclude.items() if one in ids), None)
-            if excluded is not None:
-                reason = excluded
-            elif status != "ok":
-                reason = str(status)
-            elif other is None:
-                reason = "unpaired"
-            elif not served[other]:
-                reason = "not_predicted"
-            else:
-                mine.append(row)
-                theirs.append(other)
-                continue
-            reasons[reason] = reasons.get(reason, 0) + 1
-        known = set(self.measured.ids)
-        extra = sum(one not in known for one in place)
-        if extra:
-            reasons["only_predicted"] = extra
-        left, right = np.array(mine, dtype=np.intp), np.array(theirs, dtype=np.intp)
-        order = np.argsort(np.nan_to_num(self.measured.start[left]), kind="stable")
-        return left[order], right[order], reasons
+        found = pair(self.measured, self.predicted, self.exclude)
+        return found.measured, found.predicted, found.reasons
 
     @property
     def num_paired(self) -> int:
@@ -118,7 +96,7 @@ class Comparison:
         """Counts of requests on both sides, of pairs, and of those left out by reason."""
         return {
             "measured": len(self.measured),
-            "predicted": int((self.predicted.statuses == "ok").sum()),
+            "predicted": int(pc.sum(pc.equal(self.predicted.requests.column("status"), "ok")).as_py() or 0),
             "paired": self.num_paired,
             "excluded": dict(sorted(self._paired[2].items())),
             "unsupported": self.unsupported,
@@ -162,8 +140,7 @@ class Comparison:
                 continue
             measured, predicted = self.pairs(metric)
             both = ~(np.isnan(measured) | np.isnan(predicted))
-            least = SMALLEST_QUEUE_TIME if metric == "queue_time" else 0.0
-            found[metric] = _errors(measured[both], predicted[both], least)
+            found[metric] = _errors(measured[both], predicted[both], _least(metric))
         return found
 
     @cached_property
@@ -271,6 +248,66 @@ class Comparison:
                 }
         return found
 
+    def series(self) -> dict[str, Series]:
+        """Quantities over time, measured and predicted, by name.
+
+        ``running``, ``waiting`` (requests; ``in_flight`` where schedule stamps are missing), ``kv_usage`` (0 to 1),
+        ``output_tokens_per_s``; over all requests of either trace, not only the pairs. See ``calibrate.load``.
+        """
+        if self.measured.batches is not None:
+            return {}
+        return series_of(self.measured, self.predicted, self._begin)
+
+    @cached_property
+    def _begin(self) -> tuple[float, float]:
+        """First arrival of the measured run, on the clocks of both sides; they are aligned at the first pair."""
+        first = float(np.fmin.reduce(self.measured.start, initial=np.inf))
+        mine, theirs, _ = self._paired
+        one, other = self.measured.start[mine], self.predicted.start[theirs]
+        return first, first + float(np.fmin.reduce(other, initial=np.inf) - np.fmin.reduce(one, initial=np.inf))
+
+    @cached_property
+    def at_arrival(self) -> dict[str, Floats]:
+        """What each pair met when it arrived, from the stamps of all measured requests; NaN where unknown.
+
+        ``arrival_s`` (s from the first arrival), ``concurrency`` (running requests; those in flight where the trace
+        has no schedule stamps), ``waiting`` (requests), each of shape (pairs,).
+        """
+        times, load = self.measured.start[self._paired[0]], Load(self.measured)
+        unknown = np.full(times.size, np.nan)
+        return {
+            "arrival_s": times - self._begin[0],
+            "concurrency": load.concurrency(times),
+            "waiting": load.waiting(times) if load.has_schedule else unknown,
+        }
+
+    def requests_table(self) -> pa.Table:
+        """All pairs, in order of arrival, one row a request.
+
+        Columns ``id``, ``arrival_s`` (s from the first arrival), ``prompt_tokens``, ``output_tokens``,
+        ``cached_tokens`` (as measured), ``predicted_cached_tokens``, ``concurrency`` and ``waiting`` (requests at its
+        arrival, as ``at_arrival``), and for every metric that is per request ``<metric>_measured``,
+        ``<metric>_predicted`` (s) and ``<metric>_error`` (signed, relative; of queue times only from 1 ms on). Null
+        where unknown.
+        """
+        mine, theirs, _ = self._paired
+        taken = self.measured.requests.select(["id", "prompt_tokens", "output_tokens", "cached_tokens"]).take(mine)
+        met = self.at_arrival
+        columns = {
+            "id": taken.column("id"),
+            "arrival_s": _nullable(met["arrival_s"]),
+            **{name: taken.column(name) for name in ("prompt_tokens", "output_tokens", "cached_tokens")},
+            "predicted_cached_tokens": self.predicted.requests.column("cached_tokens").take(theirs),
+            "concurrency": _nullable(met["concurrency"]).cast(pa.int64()),
+            "waiting": _nullable(met["waiting"]).cast(pa.int64()),
+        }
+        for metric in PER_REQUEST:
+            measured, predicted = self.pairs(metric)
+            error = _relative_or_nan(measured, predicted, _least(metric))
+            values = {"measured": measured, "predicted": predicted, "error": error}
+            columns |= {f"{metric}_{name}": _nullable(one) for name, one in values.items()}
+        return pa.table(columns)
+
 
 def compare(measured: Trace, predicted: Trace, anchor: str = "arrival") -> Comparison:
     """Pair two traces; what the predicted one declares as cold start is left out as warm-up.
@@ -300,6 +337,19 @@ def _relative(measured: Floats, predicted: Floats, least: float = 0.0) -> Floats
     """Signed relative errors of the pairs whose measured value is above ``least``."""
     fine = measured > least
     return predicted[fine] / measured[fine] - 1
+
+
+def _relative_or_nan(measured: Floats, predicted: Floats, least: float = 0.0) -> Floats:
+    """The same for every pair, NaN where there is none."""
+    return predicted / np.where(measured > least, measured, np.nan) - 1
+
+
+def _least(metric: str) -> float:
+    return SMALLEST_QUEUE_TIME if metric == "queue_time" else 0.0
+
+
+def _nullable(values: Floats) -> pa.Array:
+    return pa.array(values, from_pandas=True)
 
 
 def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
