@@ -115,6 +115,15 @@ class Comparison:
         anchor = "arrival" if metric == "tpot" else self.anchor
         return self.measured.latency(metric, anchor)[mine], self.predicted.latency(metric)[theirs]
 
+    def samples(self, metric: str) -> tuple[Floats, Floats]:
+        """Measured and predicted seconds of which a metric's percentiles are taken: of ITL, all gaps of the pairs."""
+        if metric != "itl":
+            measured, predicted = self.pairs(metric)
+            both = ~(np.isnan(measured) | np.isnan(predicted))
+            return measured[both], predicted[both]
+        gaps = self._gaps
+        return np.concatenate(gaps[0]), np.concatenate(gaps[1])
+
     @cached_property
     def _paired_batches(self) -> Rows:
         """Batches on both sides whose requests are all paired."""
