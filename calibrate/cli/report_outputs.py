@@ -49,11 +49,11 @@ def destinations(style: str, output: Path | None, also: Sequence[str]) -> list[D
         If a format is unknown or cannot be made here, two views share a file, or a terminal should show binary data.
     """
     wanted = [Destination(style, output)]
-    for one in also:
-        name, equals, file = one.partition("=")
+    for given in also:
+        name, equals, file = given.partition("=")
         if name not in (TEXT, *FORMATS) or not equals or not file:
             names = ", ".join((TEXT, *FORMATS))
-            raise InputError(f"{one!r}: expected FORMAT=FILE, with a format of: {names}", field="--also")
+            raise InputError(f"{given!r}: expected FORMAT=FILE, with a format of: {names}", field="--also")
         wanted.append(Destination(name, Path(file)))
     for one in wanted:
         require(one.style)

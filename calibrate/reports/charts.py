@@ -48,12 +48,13 @@ _MODEL_ID = re.compile(r"p\d+")
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: the id of its element, its heading, what it shows in words, and what a reader must know of it."""
+    """One chart: its element's id, heading, what it shows in words, a remark, its height in pixels."""
 
     id: str
     title: str
     alternative: str
-    note: str = ""
+    note: str
+    height: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Drawing:
         place = f"chart-{len(self._places) + 1}"
         self._places.append(place)
         self.document.add_root(plot)
-        self.sections.setdefault(section, []).append(Chart(place, title, alternative, note))
+        self.sections.setdefault(section, []).append(Chart(place, title, alternative, note, plot.height))
 
     def finished(self) -> Charts:
         """Bokeh numbers its models as long as the process lives; here they count from 1, so that bytes repeat."""
@@ -124,6 +125,8 @@ def _plot(x_label: str, y_label: str, tools: str = "box_zoom,reset", **options: 
         **options,
     )
     plot.toolbar.logo = None
+    plot.toolbar.group = False
+    plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     for axis in plot.axis:
         axis.axis_label_text_font_style = "normal"
     return plot
@@ -391,4 +394,4 @@ def _wide(*sides: Floats) -> bool:
 
 def _plain_ticks(axes: Any) -> None:
     for axis in axes:
-        axis.formatter = NumeralTickFormatter(format="0,0.[000]")
+        axis.formatter = NumeralTickFormatter(format="0,0.[000000]")

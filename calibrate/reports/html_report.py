@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,14 @@ from bokeh.resources import Resources
 
 from calibrate.reports import tables
 from calibrate.reports.charts import Chart, draw
-from calibrate.reports.figures import number, percent, plain, seconds, signed
+from calibrate.reports.figures import number, percent, plain, signed
 from calibrate.reports.points import Points, points_of
 from calibrate.reports.report import Report
 from calibrate.reports.tables import Table, named, short, with_ids
 
 FOLDER = Path(__file__).with_name("page")
 WORST = 10
+COMPONENTS = 4
 MOST_FINDINGS = 100
 SEVERITIES = ("error", "warning", "info")
 
@@ -64,6 +65,7 @@ TEXTS = {
 def render(report: Report) -> str:
     """Return the page."""
     points = points_of(report.comparison)
+    provenance = report.deployment.loaded.profile.provenance
     charts = draw(report, points)
     scripts = [*Resources(mode="inline", components=["bokeh"]).js_raw, _read("page.js")]
     environment = jinja2.Environment(
@@ -81,7 +83,7 @@ def render(report: Report) -> str:
         findings=list(_findings(report)),
         facts=_facts(report),
         domain=_domain(report),
-        provenance=list(tables.flat(report.deployment.loaded.profile.provenance)),
+        provenance=list(tables.flat({name: one for name, one in provenance.items() if name != "mape"})),
         other_assumptions=tables.other_assumptions(report),
         points=points,
         charts={"document": charts.document, "roots": charts.roots},
@@ -102,12 +104,14 @@ def _hash(script: str) -> str:
 
 
 def _tables(report: Report, points: Points) -> dict[str, Table]:
+    provenance = report.deployment.loaded.profile.provenance
     return {
         "gates": tables.gates(report.judgement.results if report.judgement else ()),
         "errors": tables.errors(report),
         "levels": tables.levels(report),
         "whole_run": tables.whole_run(report),
         "attribution": tables.attribution(report),
+        "fitted": tables.fitted_errors(provenance),
         "coefficients": tables.coefficients(report),
         "engine": tables.engine_arguments(report),
         "worst": _worst(points),
@@ -120,7 +124,7 @@ def _worst(points: Points) -> Table:
         return Table((), (), "")
     metric = points.metrics[-1]
     facts = {
-        "arrival_s": ("arrival", seconds),
+        "arrival_s": ("arrival, s", _two_digits),
         "prompt_tokens": ("prompt tokens", number),
         "output_tokens": ("output tokens", number),
         "concurrency": ("running at arrival", number),
@@ -133,6 +137,10 @@ def _worst(points: Points) -> Table:
         errors = [signed(float(points.columns[f"{one}_error"][row])) for one in points.metrics]
         rows.append((short(points.ids[row]), *cells, *errors))
     return Table(columns, rows, "l" + "r" * (len(columns) - 1))
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:,.2f}"
 
 
 def _findings(report: Report) -> Iterator[tuple[str, str, str]]:
@@ -151,8 +159,6 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     compared = f"{coverage['paired']:,} of {coverage['measured']:,} requests" + (f" ({left_out})" if left_out else "")
     degree = deployment.config.tensor_parallel_size
     device = deployment.hardware.name if deployment.hardware else "no hardware"
-    parts = sorted(summary["component_seconds"].items(), key=lambda item: -item[1])
-    total = sum(value for _, value in parts) or 1.0
     return [
         ("trace", trace.name),
         (
@@ -170,8 +176,17 @@ def _facts(report: Report) -> list[tuple[str, str]]:
             f"{summary['iterations']:,} iterations, {summary['simulated_seconds']:,.1f} s, device busy "
             f"{percent(summary['device_busy'], 0)}, {summary['preemptions']:,} preemptions",
         ),
-        ("time in", ", ".join(f"{name} {percent(value / total)}" for name, value in parts if value > 0)),
+        ("device time", _components(summary["component_seconds"])),
     ]
+
+
+def _components(spent: Mapping[str, float]) -> str:
+    """The largest parts of the device's time."""
+    total = sum(spent.values()) or 1.0
+    parts = sorted(spent.items(), key=lambda item: -item[1])
+    shown = [f"{name.replace('_', ' ')} {percent(value / total, 0)}" for name, value in parts[:COMPONENTS] if value > 0]
+    rest = sum(value for _, value in parts[COMPONENTS:]) / total
+    return ", ".join([*shown, f"other {percent(rest, 0)}"] if rest > 0 else shown)
 
 
 def _domain(report: Report) -> list[tuple[str, str]]:

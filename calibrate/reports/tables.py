@@ -129,6 +129,18 @@ def coefficients(report: Report) -> Table:
     return Table(("coefficient", "value", "95 % interval", "by bootstrap", "prior", "told by the data"), rows, "lrrrrl")
 
 
+def fitted_errors(provenance: Mapping[str, Any]) -> Table:
+    """The profile's own errors when it was fitted: in sample and held out, one row each."""
+    kept = provenance.get("mape")
+    found = {str(name): one for name, one in kept.items() if isinstance(one, Mapping)} if isinstance(kept, dict) else {}
+    metrics = list(dict.fromkeys(str(metric) for one in found.values() for metric in one))
+    rows = []
+    for name, one in found.items():
+        values = [one.get(metric) for metric in metrics]
+        rows.append((short(name), *(percent(value, 2) if isinstance(value, float) else NONE for value in values)))
+    return Table(("scored on", *(named(short(metric)) for metric in metrics)), rows, "l" + "r" * len(metrics))
+
+
 def engine_arguments(report: Report) -> Table:
     """vLLM's arguments in force, and which of them nobody stated."""
     engine = report.replay.predicted.meta["engine"]

@@ -3,9 +3,8 @@
   const {document: charts, roots} = JSON.parse(document.getElementById("charts").textContent);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  // What of a chart is ink, line or ground.
+  // What of a chart is ink, line or ground; the page shines through the rest.
   const COLOURS = {
-    Figure: {background_fill_color: "--page", border_fill_color: "--page", outline_line_color: "--line"},
     Grid: {grid_line_color: "--grid"},
     Legend: {label_text_color: "--ink", background_fill_color: "--page"},
   };
@@ -35,7 +34,7 @@
   const paintAll = () => Bokeh.documents.forEach((one) => one.all_models.forEach(paint));
 
   async function show() {
-    await Bokeh.embed.embed_items({report: charts}, [{docid: "report", roots}]);
+    await Bokeh.embed.embed_items({report: charts}, [{docid: "report", roots, root_ids: Object.keys(roots)}]);
     paintAll();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintAll);
     document.documentElement.dataset.charts = "shown";
