@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibrate.load import Load, Series, series_of
+from calibrate.anchors import ANCHORED, AnchorErrors, AnchorGap, anchors_of, gap_of, served_of
+from calibrate.gaps import Gaps, gaps_of
+from calibrate.intervals import Interval, Pool, Resamples
+from calibrate.intervals import bootstrap_interval as bootstrap_interval  # its users import it from here
+from calibrate.load import GAUGES, Load, Series, gauge, series_of
+from calibrate.metric_errors import LABELS, Distance, distance_of, errors_of, errors_of_pairs, level_of, relative_errors
+from calibrate.metric_errors import PERCENTILES as PERCENTILES
+from calibrate.metric_errors import Level as Level
+from calibrate.metric_errors import MetricErrors as MetricErrors
 from calibrate.pairing import Rows, pair
+from calibrate.slices import ARRIVALS, Slice, WorstSlice, slice_errors, worst_slices
+from calibrate.throughput import between_ends, throughput_intervals
 from profiles.errors import InputError
 from replay.trace import Trace
 
@@ -23,41 +33,10 @@ METRICS = ("ttft", "tpot", "itl", "e2e", "queue_time")
 PER_REQUEST = tuple(name for name in METRICS if name != "itl")
 BATCH_METRICS = {"makespan": "makespan", "prompt_time": "prompt_seconds", "token_time": "token_seconds"}
 """Metrics per batch, and the columns of ``replay.trace.BATCHES`` that they are."""
-PERCENTILES: Mapping[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 SMALLEST_QUEUE_TIME = 1e-3
 """Seconds. Relative errors of shorter measured queue times say nothing; they are left out of the MAPE."""
 SMALLEST_GAP = 0.1
 """Share of the median inter-token gap. Shorter gaps are tokens that were delivered together; left out likewise."""
-RESAMPLES = 200
-RESAMPLED_AT_ONCE = 2_000_000
-"""Values; what a bootstrap holds in memory stays of this size however long the trace."""
-SEED = 20240815
-
-
-@dataclass(frozen=True)
-class Level:
-    """A statistic of one metric, measured and predicted, in seconds; ``error`` signed and relative."""
-
-    measured: float
-    predicted: float
-    error: float
-    error_ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class MetricErrors:
-    """Errors of one metric.
-
-    ``mape`` (mean absolute relative error), ``median_ape`` and ``bias`` (mean signed relative error) are over
-    the ``n`` pairs. Intervals are 95 % percentiles of a block bootstrap over arrival time.
-    """
-
-    n: int
-    mape: float
-    mape_ci95: tuple[float, float]
-    median_ape: float
-    bias: float
-    percentiles: Mapping[str, Level]
 
 
 @dataclass(frozen=True)
@@ -102,17 +81,18 @@ class Comparison:
             "unsupported": self.unsupported,
         }
 
-    def pairs(self, metric: str) -> tuple[Floats, Floats]:
+    def pairs(self, metric: str, anchor: str | None = None) -> tuple[Floats, Floats]:
         """Measured and predicted seconds of the pairs, in order of arrival, NaN where one side has none.
 
-        Metrics of ``BATCH_METRICS`` are per batch, of those whose requests are all compared.
+        By the comparison's anchor if none is given. Metrics of ``BATCH_METRICS`` are per batch, of those whose
+        requests are all compared.
         """
         if metric in BATCH_METRICS:
             some = self._paired_batches
             name = BATCH_METRICS[metric]
             return self.measured.of_batches(name)[some], self.predicted.of_batches(name)[some]
         mine, theirs, _ = self._paired
-        anchor = "arrival" if metric == "tpot" else self.anchor
+        anchor = "arrival" if metric == "tpot" else anchor or self.anchor
         return self.measured.latency(metric, anchor)[mine], self.predicted.latency(metric)[theirs]
 
     def samples(self, metric: str) -> tuple[Floats, Floats]:
@@ -148,8 +128,7 @@ class Comparison:
                 found[metric] = self._itl()
                 continue
             measured, predicted = self.pairs(metric)
-            both = ~(np.isnan(measured) | np.isnan(predicted))
-            found[metric] = _errors(measured[both], predicted[both], _least(metric))
+            found[metric] = errors_of_pairs(measured, predicted, _least(metric), self._resamples(metric))
         return found
 
     @cached_property
@@ -162,7 +141,7 @@ class Comparison:
                 without = [side for side, trace in sides.items() if not trace.has("token_times")]
                 if without:
                     reasons[metric] = f"the {' and the '.join(without)} trace has no token times"
-                elif not all(any(one.size for one in gaps) for gaps in self._gaps):
+                elif not all(gaps.pool.values.size for gaps in self._gaps):
                     reasons[metric] = "no request has it on both sides"
                 continue
             measured, predicted = self.pairs(metric)
@@ -173,35 +152,28 @@ class Comparison:
         return reasons
 
     @cached_property
-    def _gaps(self) -> tuple[list[Floats], list[Floats]]:
+    def _gaps(self) -> tuple[Gaps, Gaps]:
         """Inter-token gaps of each pair."""
         mine, theirs, _ = self._paired
-        measured, predicted = self.measured.lists("token_times"), self.predicted.lists("token_times")
-        return [_diff(measured[row]) for row in mine], [_diff(predicted[row]) for row in theirs]
+        return gaps_of(self.measured, mine), gaps_of(self.predicted, theirs)
 
     def _itl(self) -> MetricErrors:
         """Gaps pooled over requests; gap by gap where a request has as many on both sides."""
         measured, predicted = self._gaps
-        same = [(left, right) for left, right in zip(measured, predicted, strict=True) if left.size == right.size]
-        paired = _relative(
-            np.concatenate([left for left, _ in same] or [np.empty(0)]),
-            np.concatenate([right for _, right in same] or [np.empty(0)]),
-            SMALLEST_GAP * _level(np.concatenate(measured), 50.0),
-        )
-        pooled_measured, pooled_predicted = np.concatenate(measured), np.concatenate(predicted)
-        levels = {}
-        for name, percentile in PERCENTILES.items():
-            left, right = _level(pooled_measured, percentile), _level(pooled_predicted, percentile)
-            levels[name] = Level(left, right, right / left - 1 if left else np.nan, (np.nan, np.nan))
-        absolute = np.abs(paired)
-        return MetricErrors(
-            n=int(paired.size),
-            mape=_mean(absolute),
-            mape_ci95=bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)),
-            median_ape=float(np.median(absolute)) if absolute.size else np.nan,
-            bias=_mean(paired),
-            percentiles=levels,
-        )
+        same = measured.counts == predicted.counts
+        left, right = measured.pool.of_requests(same), predicted.pool.of_requests(same)
+        relative = relative_errors(left.values, right.values, SMALLEST_GAP * level_of(measured.pool.values, 50.0))
+        fine = ~np.isnan(relative)
+        paired = Pool(left.places[fine], relative[fine])
+        return errors_of(measured.pool, predicted.pool, paired, self._resamples("itl"))
+
+    @cached_property
+    def _drawn(self) -> tuple[Resamples, Resamples]:
+        return Resamples(self.num_paired), Resamples(self._paired_batches.size)
+
+    def _resamples(self, metric: str) -> Resamples:
+        """Resamples of the requests, or of the batches for metrics per batch."""
+        return self._drawn[metric in BATCH_METRICS]
 
     @cached_property
     def throughput(self) -> dict[str, dict[str, float]]:
@@ -231,21 +203,105 @@ class Comparison:
         }
 
     @cached_property
+    def throughput_ci95(self) -> dict[str, Interval]:
+        """95 % intervals of the errors of ``throughput`` (``calibrate.throughput``)."""
+        if self.measured.batches is not None:
+            measured, predicted = self.pairs("makespan")
+            fine = ~(np.isnan(measured) | np.isnan(predicted))
+            return throughput_intervals(measured[fine], predicted[fine])
+        mine, theirs, _ = self._paired
+        both = ~np.isnan(self.measured.column("last_token")[mine] + self.predicted.column("last_token")[theirs])
+        sides = (self.measured, mine[both]), (self.predicted, theirs[both])
+        left, right = (between_ends(trace.start[rows], trace.column("last_token")[rows]) for trace, rows in sides)
+        tokens = [float(np.nansum(trace.column("output_tokens")[rows])) for trace, rows in sides]
+        return throughput_intervals(left, right, tokens[1] / tokens[0] if tokens[0] else np.nan)
+
+    @cached_property
+    def distances(self) -> dict[str, Distance]:
+        """Distance of the two distributions, by metric; of the requests (or gaps) that ``metrics`` are of."""
+        found = {}
+        for metric in self.metrics:
+            if metric == "itl":
+                found[metric] = distance_of(*(side.pool.values for side in self._gaps))
+                continue
+            measured, predicted = self.pairs(metric)
+            both = ~(np.isnan(measured) | np.isnan(predicted))
+            found[metric] = distance_of(measured[both], predicted[both])
+        return found
+
+    @cached_property
+    def slices(self) -> dict[str, dict[str, tuple[Slice, ...]]]:
+        """Errors per slice of the requests, by metric and by what is sliced.
+
+        ``prompt_tokens``, ``output_tokens``, ``arrival_s``, ``concurrency``, the load (``waiting`` requests at arrival,
+        or ``arrival_rate`` where none waits or it is not known), and ``cached_share`` of the prompt
+        (``predicted_cached_share`` where it was not measured). Edges are quartiles. What is the same for all is absent.
+        """
+        keys, resamples = self._sliced_by(), self._resamples("ttft")
+        found = {}
+        for metric in (name for name in PER_REQUEST if name in self.metrics):
+            errors = relative_errors(*self.pairs(metric), _least(metric))
+            by = {name: slice_errors(values, errors, resamples) for name, values in keys.items()}
+            found[metric] = {name: slices for name, slices in by.items() if slices}
+        return found
+
+    def _sliced_by(self) -> dict[str, Floats]:
+        mine, theirs, _ = self._paired
+        met, prompt = self.at_arrival, self.measured.column("prompt_tokens")[mine]
+        keys = {
+            "prompt_tokens": prompt,
+            "output_tokens": self.measured.column("output_tokens")[mine],
+            "arrival_s": met["arrival_s"],
+            "concurrency": met["concurrency"],
+        }
+        if np.nanmax(met["waiting"], initial=0.0) > 0:
+            keys["waiting"] = met["waiting"]
+        else:
+            times, span = self.measured.start[mine], np.ptp(met["arrival_s"])
+            if span > 0:
+                keys["arrival_rate"] = Load(self.measured).arrival_rate(times, ARRIVALS * span / times.size)
+        if self.measured.has("cached_tokens"):
+            keys["cached_share"] = self.measured.column("cached_tokens")[mine] / prompt
+        else:
+            keys["predicted_cached_share"] = self.predicted.column("cached_tokens")[theirs] / prompt
+        return keys
+
+    @cached_property
+    def worst_slices(self) -> list[WorstSlice]:
+        """The slice of each metric that is worst, if it is worse than the rest beyond the noise."""
+        return worst_slices(self.slices, self._resamples("ttft").blocks, LABELS)
+
+    @cached_property
+    def anchors(self) -> dict[str, AnchorErrors]:
+        """Errors by every anchor that the trace has stamps for, whichever was chosen."""
+        found = {}
+        for anchor in anchors_of(self.measured):
+            metrics = {}
+            for metric in ANCHORED:
+                measured, predicted = self.pairs(metric, anchor)
+                if not np.isnan(measured + predicted).all():
+                    resamples = self._resamples(metric)
+                    metrics[metric] = errors_of_pairs(measured, predicted, _least(metric), resamples)
+            found[anchor] = AnchorErrors(metrics, served_of(self.measured, anchor))
+        return found
+
+    @cached_property
+    def anchor_gap(self) -> AnchorGap | None:
+        """How far the anchors lie apart, None if the trace has but one."""
+        return gap_of(self.measured)
+
+    @cached_property
     def timeline(self) -> dict[str, dict[str, float]]:
         """Mean absolute error and means of the engine gauges, at the measured instants while requests ran."""
         if self.measured.timeline is None or self.predicted.timeline is None:
             return {}
         begin = np.fmin.reduce(self.measured.start, initial=np.inf)
         end = np.fmax.reduce(self.measured.column("last_token"), initial=-np.inf)
-        time = np.asarray(self.measured.timeline.column("time").to_numpy(zero_copy_only=False), dtype=np.float64)
+        time = gauge(self.measured, "time")
         ran = (time >= begin) & (time <= end)
         found = {}
-        for name in ("running", "waiting", "kv_usage"):
-            measured, predicted = (
-                np.asarray(trace.timeline.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
-                for trace in (self.measured, self.predicted)
-                if trace.timeline is not None
-            )
+        for name in GAUGES:
+            measured, predicted = gauge(self.measured, name), gauge(self.predicted, name)
             if measured.size != predicted.size:
                 continue
             both = ran & ~(np.isnan(measured) | np.isnan(predicted))
@@ -312,7 +368,7 @@ class Comparison:
         }
         for metric in PER_REQUEST:
             measured, predicted = self.pairs(metric)
-            error = _relative_or_nan(measured, predicted, _least(metric))
+            error = relative_errors(measured, predicted, _least(metric))
             values = {"measured": measured, "predicted": predicted, "error": error}
             columns |= {f"{metric}_{name}": _nullable(one) for name, one in values.items()}
         return pa.table(columns)
@@ -338,88 +394,12 @@ def compare(measured: Trace, predicted: Trace, anchor: str = "arrival") -> Compa
     return comparison
 
 
-def _diff(times: list[Any] | None) -> Floats:
-    return np.diff(np.asarray(times or [], dtype=np.float64))
-
-
-def _relative(measured: Floats, predicted: Floats, least: float = 0.0) -> Floats:
-    """Signed relative errors of the pairs whose measured value is above ``least``."""
-    fine = measured > least
-    return predicted[fine] / measured[fine] - 1
-
-
-def _relative_or_nan(measured: Floats, predicted: Floats, least: float = 0.0) -> Floats:
-    """The same for every pair, NaN where there is none."""
-    return predicted / np.where(measured > least, measured, np.nan) - 1
-
-
 def _least(metric: str) -> float:
     return SMALLEST_QUEUE_TIME if metric == "queue_time" else 0.0
 
 
 def _nullable(values: Floats) -> pa.Array:
     return pa.array(values, from_pandas=True)
-
-
-def _errors(measured: Floats, predicted: Floats, least: float) -> MetricErrors:
-    relative = _relative(measured, predicted, least)
-    absolute = np.abs(relative)
-    levels = {}
-    for name, percentile in PERCENTILES.items():
-        left, right = _level(measured, percentile), _level(predicted, percentile)
-        interval = bootstrap_interval(
-            np.stack([measured, predicted], axis=-1), partial(_level_error, percentile=percentile)
-        )
-        levels[name] = Level(left, right, right / left - 1 if left > 0 else np.nan, interval)
-    return MetricErrors(
-        n=int(relative.size),
-        mape=_mean(absolute),
-        mape_ci95=bootstrap_interval(absolute, lambda sample: sample.mean(axis=1)),
-        median_ape=float(np.median(absolute)) if absolute.size else np.nan,
-        bias=_mean(relative),
-        percentiles=levels,
-    )
-
-
-def _level(values: Floats, percentile: float | None) -> float:
-    if not values.size:
-        return np.nan
-    return float(values.mean() if percentile is None else np.percentile(values, percentile))
-
-
-def _level_error(sample: Floats, percentile: float | None) -> Floats:
-    """Relative error of a statistic for each resample; sample has shape (resamples, n, 2)."""
-    levels = sample.mean(axis=1) if percentile is None else np.percentile(sample, percentile, axis=1)
-    measured = np.where(levels[:, 0] > 0, levels[:, 0], np.nan)
-    return np.asarray(levels[:, 1] / measured - 1, dtype=np.float64)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if values.size else np.nan
-
-
-def bootstrap_interval(values: Floats, statistic: Callable[[Floats], Floats]) -> tuple[float, float]:
-    """95 % interval of a statistic by a circular-block bootstrap over the values' order (arrival time).
-
-    Requests that are served together share their queue, so blocks of about sqrt(n) neighbours are drawn. After
-    the last value comes the first, so that those at the ends are drawn as often as others.
-    """
-    count = len(values)
-    if count < 2:
-        return (np.nan, np.nan)
-    width = max(1, round(count**0.5))
-    random = np.random.default_rng(SEED)
-    starts = random.integers(0, count, size=(RESAMPLES, -(-count // width)))
-    found = []
-    for some in np.array_split(starts, min(RESAMPLES, -(-RESAMPLES * count // RESAMPLED_AT_ONCE))):
-        rows = (some[:, :, None] + np.arange(width)).reshape(len(some), -1)[:, :count] % count
-        found.append(statistic(values[rows]))
-    statistics = np.concatenate(found)
-    known = statistics[~np.isnan(statistics)]
-    if not known.size:
-        return (np.nan, np.nan)
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _versus(measured: float, predicted: float) -> dict[str, float]:

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from calibrate.errors import Comparison
+from calibrate.load import Series
 from calibrate.reports.report import Report
 
 SCHEMA = "servecal.report/1"
@@ -49,12 +51,36 @@ def to_dict(report: Report) -> dict[str, Any]:
         "metrics": {name: asdict(errors) for name, errors in comparison.metrics.items()},
         "throughput": comparison.throughput,
         "timeline": comparison.timeline,
+        **_comparison_details(comparison),
         "simulation": report.replay.summary,
         "gates": [],
         "verdict": None,
     }
     cleaned: dict[str, Any] = _clean(document)
     return cleaned
+
+
+def _comparison_details(comparison: Comparison) -> dict[str, Any]:
+    """Distances, intervals of the throughput, slices, anchors and series."""
+    gap = comparison.anchor_gap
+    return {
+        "throughput_ci95": comparison.throughput_ci95,
+        "distances": {name: asdict(one) for name, one in comparison.distances.items()},
+        "slices": {
+            metric: {name: [asdict(one) for one in slices] for name, slices in by.items()}
+            for metric, by in comparison.slices.items()
+        },
+        "worst_slices": [asdict(one) for one in comparison.worst_slices],
+        "anchors": {name: asdict(one) for name, one in comparison.anchors.items()},
+        "anchor_gap": asdict(gap) if gap else None,
+        "series": {name: _series(one.thinned()) for name, one in comparison.series().items()},
+    }
+
+
+def _series(series: Series) -> dict[str, Any]:
+    """Six significant digits, to keep the document small."""
+    sides = {"time": series.time, "measured": series.measured, "predicted": series.predicted}
+    return {"source": series.source} | {name: [float(f"{one:.6g}") for one in side] for name, side in sides.items()}
 
 
 def render(report: Report) -> str:

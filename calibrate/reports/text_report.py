@@ -9,20 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from calibrate.errors import MetricErrors
+from calibrate.errors import Comparison, MetricErrors
+from calibrate.metric_errors import LABELS
 from calibrate.reports.report import Report
 
-NAMES = {
-    "ttft": "TTFT",
-    "tpot": "TPOT",
-    "itl": "ITL",
-    "e2e": "E2E",
-    "queue_time": "queue time",
-    "makespan": "makespan",
-    "prompt_time": "prompt time",
-    "token_time": "token time",
-}
-SHOWN = ("mean", "p50", "p90", "p99")
+NAMES = LABELS
+SHOWN = ("mean", "p50", "p90", "p95", "p99")
 
 
 def view(report: Report) -> RenderableType:
@@ -35,6 +27,7 @@ def view(report: Report) -> RenderableType:
         Text(),
         _levels(report),
         Text(),
+        *_details(report.comparison),
         _run(report),
     ]
     for label, lines, style in (
@@ -75,9 +68,9 @@ def _title(report: Report) -> RenderableType:
 
 
 def _requests(report: Report) -> RenderableType:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     first = "per request" if report.trace.batches is None else "per batch"
-    for column in (first, "pairs", "MAPE", "95 % interval", "median", "bias"):
+    for column in (first, "pairs", "MAPE", "95 % interval", "median", "bias", "distance"):
         table.add_column(column, justify="left" if column == first else "right", no_wrap=True)
     for name, errors in report.comparison.metrics.items():
         low, high = errors.mape_ci95
@@ -88,29 +81,49 @@ def _requests(report: Report) -> RenderableType:
             f"{_percent(low)} to {_percent(high)}",
             _percent(errors.median_ape),
             _signed(errors.bias),
+            _percent(report.comparison.distances[name].wasserstein),
         )
     for name in report.comparison.unsupported:
-        table.add_row(Text(NAMES[name], style="dim"), "-", Text("not measured", style="dim"), "", "", "")
+        table.add_row(Text(NAMES[name], style="dim"), "-", Text("not measured", style="dim"), "", "", "", "")
     return table
 
 
 def _levels(report: Report) -> RenderableType:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True)
     for name in SHOWN:
         table.add_column(name, justify="right", no_wrap=True)
+    served = report.comparison.anchors[report.comparison.anchor].served
     for name, errors in report.comparison.metrics.items():
         unit, scale = _unit(errors)
         table.add_row(f"{NAMES[name]} measured, {unit}", *(_figure(errors, at, "measured", scale) for at in SHOWN))
         table.add_row("  predicted", *(_figure(errors, at, "predicted", scale) for at in SHOWN))
         table.add_row("  error", *(_signed_text(errors.percentiles[at].error) for at in SHOWN))
+        levels = served.levels.get(name)
+        if levels is not None and served.n > report.comparison.num_paired:
+            figures = (f"{1e3 * levels[at]:,.1f}" for at in SHOWN)
+            table.add_row(f"  all {served.n:,} measured, ms", *figures, style="dim")
     lines = []
     for name, values in report.comparison.throughput.items():
         whole = "makespan, s" if report.trace.batches is None else "all batches, s"
         label = {"output_tokens_per_s": "output tokens/s", "makespan": whole}[name]
         measured, predicted = (_plain(values[side]) for side in ("measured", "predicted"))
-        lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}")
+        low, high = report.comparison.throughput_ci95[name]
+        within = "" if math.isnan(low) else f" ({_signed(low)} to {_signed(high)})"
+        lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}{within}")
     return Group(table, Text("\n".join(lines)))
+
+
+def _details(comparison: Comparison) -> list[RenderableType]:
+    """The worst slices, and both anchors where the trace has them."""
+    lines = [f"{one.sentence}." for one in comparison.worst_slices]
+    gap = comparison.anchor_gap
+    if gap is not None:
+        for name, one in comparison.anchors.items():
+            errors = (f"{LABELS[metric]} {_percent(found.mape)}" for metric, found in one.metrics.items())
+            lines.append(f"mean error per request, counted from {name}: {', '.join(errors)}")
+        lines.append(gap.sentence)
+    return [Padding(Text("\n".join(lines)), (0, 0, 1, 0))] if lines else []
 
 
 def _run(report: Report) -> RenderableType:
