@@ -102,7 +102,7 @@ class Comparison:
             both = ~(np.isnan(measured) | np.isnan(predicted))
             return measured[both], predicted[both]
         gaps = self._gaps
-        return np.concatenate(gaps[0]), np.concatenate(gaps[1])
+        return gaps[0].pool.values, gaps[1].pool.values
 
     @cached_property
     def _paired_batches(self) -> Rows:

@@ -269,7 +269,10 @@ def serve_result() -> Callable[..., ServeResult]:
     return _serve_result
 
 
-HOSTILE = '</script><img src=x onerror="alert(1)">\'|`*_~ @team #12 [a](javascript:alert(2)) ::error::x\n## $y$\u202e\x00 &amp;'
+HOSTILE = (
+    '</script><img src=x onerror="alert(1)">\'|`*_~ @team #12 [a](javascript:alert(2)) ::error::x\n'
+    "## $y$\u202e\x00 &amp;"
+)
 """A name that breaks whatever does not escape: HTML, scripts, Markdown, XML, workflow commands."""
 
 
@@ -280,7 +283,7 @@ def hostile() -> str:
 
 @pytest.fixture(scope="session")
 def judged() -> Callable[..., Any]:
-    """Give a report gates of every verdict, findings of every severity and an attribution, with foreign text in them."""
+    """Give a report gates of every verdict, findings of every severity, an attribution; foreign text in all."""
     from calibrate.attribution import PARTS, Attribution, Share
     from calibrate.gates import GateResult, Judgement
     from replay.quality import Finding

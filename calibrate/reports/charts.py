@@ -1,7 +1,7 @@
 """Charts of the HTML page, drawn by Bokeh.
 
 Colours come from the page's style sheet once it is shown (``page/page.js``), so that charts follow light and dark; a
-renderer's tag names its role there. Text of a trace appears in hover boxes only, which Bokeh fills as text.
+glyph's tag names its role there. Text of a trace appears in hover boxes only, which Bokeh fills as text.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def render(report: Report) -> str:
     return environment.from_string(_read("page.html.jinja")).render(
         report=report,
         tables=_tables(report, points),
+        slices=tables.slices(report),
         sections=[Section(name, *TEXTS[name], list(charts.sections.get(name, ()))) for name in TEXTS],
         attribution_charts=charts.sections.get("attribution", ()),
         findings=list(_findings(report)),

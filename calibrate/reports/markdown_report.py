@@ -30,6 +30,7 @@ def render(report: Report) -> str:
     if report.judgement is not None:
         parts.append(_table(_with_signs(tables.gates(report.judgement.results))))
     parts.append(_table(tables.errors(report)))
+    parts.append(_list([f"{one.sentence}." for one in report.comparison.worst_slices]))
     if report.attribution is not None:
         said = report.attribution.sentences or ((report.attribution.why_not,) if report.attribution.why_not else ())
         parts.append(_list(said))

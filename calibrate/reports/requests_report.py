@@ -10,11 +10,11 @@ import pyarrow.parquet
 from calibrate.reports.report import Report
 
 
-def render_csv(report: Report) -> bytes:
+def render_csv(report: Report) -> str:
     """Return CSV with a header; text is quoted, null is empty."""
     stream = io.BytesIO()
     pyarrow.csv.write_csv(report.comparison.requests_table(), stream)
-    return stream.getvalue()
+    return stream.getvalue().decode()
 
 
 def render_parquet(report: Report) -> bytes:

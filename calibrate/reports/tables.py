@@ -9,11 +9,12 @@ from typing import Any
 
 from calibrate.attribution import PARTS
 from calibrate.gates import GateResult
+from calibrate.metric_errors import LABELS, PERCENTILES
 from calibrate.reports.figures import NONE, interval, number, percent, plain, seconds, shortened, signed
 from calibrate.reports.report import Report
-from calibrate.reports.text_report import NAMES
+from calibrate.slices import describe
 
-LEVELS = ("mean", "p50", "p90", "p95", "p99")
+LEVELS = tuple(PERCENTILES)
 IDS_SHOWN = 5
 LONGEST = 400
 """Characters of one foreign text in a view; what is longer is cut, so that no trace can bloat a page."""
@@ -30,7 +31,7 @@ class Table:
 
 def named(metric: str) -> str:
     """``ttft`` as people write it."""
-    return NAMES.get(metric, metric.replace("_", " "))
+    return LABELS.get(metric, metric.replace("_", " "))
 
 
 def short(text: object) -> str:
@@ -59,11 +60,12 @@ def errors(report: Report) -> Table:
             interval(one.mape_ci95, 2),
             percent(one.median_ape, 2),
             signed(one.bias, 2),
+            percent(report.comparison.distances[name].wasserstein, 2),
         )
         for name, one in report.comparison.metrics.items()
     ]
-    rows += [(named(name), NONE, NONE, NONE, NONE, "not measured") for name in report.comparison.unsupported]
-    return Table((first, "pairs", "MAPE", "95 % interval", "median", "bias"), rows, "lrrrrr")
+    rows += [(named(name), NONE, NONE, NONE, NONE, NONE, "not measured") for name in report.comparison.unsupported]
+    return Table((first, "pairs", "MAPE", "95 % interval", "median", "bias", "distance"), rows, "lrrrrrr")
 
 
 def levels(report: Report) -> Table:
@@ -94,6 +96,27 @@ def whole_run(report: Report) -> Table:
             )
         )
     return Table(("whole run", "measured", "predicted", "difference"), rows, "lrrr")
+
+
+def slices(report: Report) -> dict[str, Table]:
+    """Errors by slices of the requests, a table a metric."""
+    columns = ("requests", "pairs", "MAPE", "95 % interval", "bias", "MAPE of the others")
+    found = {}
+    for metric, by in report.comparison.slices.items():
+        rows = [
+            (
+                describe(name, one),
+                f"{one.n:,}",
+                percent(one.mape),
+                interval(one.mape_ci95),
+                signed(one.bias),
+                percent(one.rest_mape),
+            )
+            for name, some in by.items()
+            for one in some
+        ]
+        found[named(metric)] = Table(columns, rows, "lrrrrr")
+    return found
 
 
 def attribution(report: Report) -> Table:

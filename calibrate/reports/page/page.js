@@ -17,18 +17,12 @@
     const wanted = COLOURS[model.type] ?? (model.type.endsWith("Axis") ? AXIS : null);
     if (wanted !== null)
       model.setv(Object.fromEntries(Object.entries(wanted).map(([name, role]) => [name, css(role)])));
-    const role = model.tags.find((tag) => typeof tag == "string");
+    const [role] = model.tags;
     if (role === undefined)
       return;
-    const colour = css(`--${role}`);
-    const glyphs = [model.glyph, model.selection_glyph, model.nonselection_glyph, model.muted_glyph];
-    for (const one of model.type == "GlyphRenderer" ? glyphs : [model]) {
-      if (one === null || typeof one != "object")
-        continue;
-      for (const name of ["line_color", "fill_color"])
-        if (name in one.properties)
-          one.setv({[name]: one === model ? colour : {value: colour}});
-    }
+    for (const name of ["line_color", "fill_color"])
+      if (name in model.properties)
+        model.setv({[name]: css(`--${role}`)});
   }
 
   const paintAll = () => Bokeh.documents.forEach((one) => one.all_models.forEach(paint));
