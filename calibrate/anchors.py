@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calibrate.metric_errors import PERCENTILES, MetricErrors, level_of
+from calibrate.metric_errors import MetricErrors, levels_of
+from calibrate.pairing import served
 from replay.trace import Trace
 
 Floats = npt.NDArray[np.float64]
@@ -56,19 +57,19 @@ def served_of(trace: Trace, anchor: str) -> Served:
 
     That file has means, medians and linear percentiles (``numpy.percentile``) over all finished requests, in ms.
     """
-    served = trace.statuses == "ok"
+    fine = served(trace)
     levels = {}
     for metric in SERVED:
-        values = trace.latency(metric, anchor)[served]
+        values = trace.latency(metric, anchor)[fine]
         values = values[~np.isnan(values)]
         if values.size:
-            levels[metric] = {name: level_of(values, percentile) for name, percentile in PERCENTILES.items()}
-    return Served(int(served.sum()), levels)
+            levels[metric] = levels_of(values)
+    return Served(int(fine.sum()), levels)
 
 
 def gap_of(trace: Trace) -> AnchorGap | None:
     """Return how far the two anchors lie apart, None if only one was stamped."""
-    gaps = (trace.column("queued") - trace.start)[trace.statuses == "ok"]
+    gaps = (trace.column("queued") - trace.start)[served(trace)]
     gaps = gaps[~np.isnan(gaps)]
     if not gaps.size:
         return None

@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from calibrate.anchors import ANCHORED, AnchorErrors, AnchorGap, anchors_of, gap_of, served_of
 from calibrate.gaps import Gaps, gaps_of
 from calibrate.intervals import Interval, Pool, Resamples
 from calibrate.intervals import bootstrap_interval as bootstrap_interval  # its users import it from here
 from calibrate.load import GAUGES, Load, Series, gauge, series_of
-from calibrate.metric_errors import LABELS, Distance, distance_of, errors_of, errors_of_pairs, level_of, relative_errors
+from calibrate.metric_errors import LABELS, Distance, distance_of, errors_of, errors_of_pairs, relative_errors
 from calibrate.metric_errors import PERCENTILES as PERCENTILES
 from calibrate.metric_errors import Level as Level
 from calibrate.metric_errors import MetricErrors as MetricErrors
-from calibrate.pairing import Rows, pair
-from calibrate.slices import ARRIVALS, Slice, WorstSlice, slice_errors, worst_slices
+from calibrate.pairing import Rows, pair, served
+from calibrate.slices import ARRIVALS, Slice, WorstSlice, group_by, slice_errors, worst_slices
 from calibrate.throughput import between_ends, throughput_intervals
 from profiles.errors import InputError
 from replay.trace import Trace
@@ -75,7 +74,7 @@ class Comparison:
         """Counts of requests on both sides, of pairs, and of those left out by reason."""
         return {
             "measured": len(self.measured),
-            "predicted": int(pc.sum(pc.equal(self.predicted.requests.column("status"), "ok")).as_py() or 0),
+            "predicted": int(served(self.predicted).sum()),
             "paired": self.num_paired,
             "excluded": dict(sorted(self._paired[2].items())),
             "unsupported": self.unsupported,
@@ -162,7 +161,7 @@ class Comparison:
         measured, predicted = self._gaps
         same = measured.counts == predicted.counts
         left, right = measured.pool.of_requests(same), predicted.pool.of_requests(same)
-        relative = relative_errors(left.values, right.values, SMALLEST_GAP * level_of(measured.pool.values, 50.0))
+        relative = relative_errors(left.values, right.values, SMALLEST_GAP * float(np.median(measured.pool.values)))
         fine = ~np.isnan(relative)
         paired = Pool(left.places[fine], relative[fine])
         return errors_of(measured.pool, predicted.pool, paired, self._resamples("itl"))
@@ -237,11 +236,12 @@ class Comparison:
         or ``arrival_rate`` where none waits or it is not known), and ``cached_share`` of the prompt
         (``predicted_cached_share`` where it was not measured). Edges are quartiles. What is the same for all is absent.
         """
-        keys, resamples = self._sliced_by(), self._resamples("ttft")
+        groupings = {name: group_by(values) for name, values in self._sliced_by().items()}
+        resamples = self._resamples("ttft")
         found = {}
         for metric in (name for name in PER_REQUEST if name in self.metrics):
             errors = relative_errors(*self.pairs(metric), _least(metric))
-            by = {name: slice_errors(values, errors, resamples) for name, values in keys.items()}
+            by = {name: slice_errors(one, errors, resamples) for name, one in groupings.items() if one is not None}
             found[metric] = {name: slices for name, slices in by.items() if slices}
         return found
 
@@ -274,16 +274,22 @@ class Comparison:
     @cached_property
     def anchors(self) -> dict[str, AnchorErrors]:
         """Errors by every anchor that the trace has stamps for, whichever was chosen."""
-        found = {}
-        for anchor in anchors_of(self.measured):
-            metrics = {}
-            for metric in ANCHORED:
-                measured, predicted = self.pairs(metric, anchor)
-                if not np.isnan(measured + predicted).all():
-                    resamples = self._resamples(metric)
-                    metrics[metric] = errors_of_pairs(measured, predicted, _least(metric), resamples)
-            found[anchor] = AnchorErrors(metrics, served_of(self.measured, anchor))
-        return found
+        return {
+            anchor: AnchorErrors(
+                {metric: errors for metric in ANCHORED if (errors := self._errors(metric, anchor)) is not None},
+                served_of(self.measured, anchor),
+            )
+            for anchor in anchors_of(self.measured)
+        }
+
+    def _errors(self, metric: str, anchor: str) -> MetricErrors | None:
+        """Errors of a metric per request or batch; None if no pair has it."""
+        if anchor == self.anchor and metric in self.metrics:
+            return self.metrics[metric]
+        measured, predicted = self.pairs(metric, anchor)
+        if np.isnan(measured + predicted).all():
+            return None
+        return errors_of_pairs(measured, predicted, _least(metric), self._resamples(metric))
 
     @cached_property
     def anchor_gap(self) -> AnchorGap | None:

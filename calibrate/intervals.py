@@ -21,12 +21,12 @@ RESAMPLES = 200
 HELD_AT_ONCE = 2_000_000
 """Resampled values; what is held in memory stays of this size however long the trace."""
 SEED = 20240815
-CELLS = 4096
+CELLS = 2048
 """Most units that are drawn. Up to this many requests each is a unit; beyond, as many neighbours as it takes."""
 EXACT = 100_000
 """Most values whose resampled percentiles are those of the drawn values; beyond, of ``BINS`` bins."""
-BINS = 4096
-"""Bins of equal count in which percentiles of many values are sought, linear inside a bin."""
+BINS = 2048
+"""Bins of about equal count in which percentiles of many values are sought, linear inside a bin."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,12 @@ class Resamples:
 
     def sums(self, places: Rows, values: Floats | None = None) -> Floats:
         """Sum of the values at these places (their number without values) in each resample, exactly."""
-        by_cell = np.bincount(self.cells(places), values, minlength=self._cells).astype(np.float64)
-        return np.asarray(self.weights @ by_cell)
+        return self.sums_by_group(places, np.zeros(places.size, dtype=np.intp), 1, values)[:, 0]
+
+    def sums_by_group(self, places: Rows, group: Rows, groups: int, values: Floats | None = None) -> Floats:
+        """The same for every group of values, shape (resamples, groups)."""
+        by_cell = np.bincount(self.cells(places) * groups + group, values, minlength=self._cells * groups)
+        return np.asarray(self.weights @ by_cell.reshape(self._cells, groups).astype(np.float64))
 
     def means(self, pool: Pool) -> Floats:
         """Mean of the drawn values, shape (resamples,); NaN where none was drawn."""
@@ -81,14 +85,14 @@ class Resamples:
         """Percentiles of the drawn values, shape (resamples, len(at)).
 
         Up to ``EXACT`` values these are the linear percentiles (``numpy.percentile``) of what was drawn. Beyond, counts
-        are exact at the edges of ``BINS`` bins of equal count, and values between two edges are taken as uniform: off
-        by less than the bin is wide, which is 1/4096 of all values.
+        are exact at the edges of ``BINS`` bins of about equal count, and values between two edges are taken as uniform:
+        off by less than the bin is wide, which is 1/2048 of all values.
         """
+        return (self._exact if pool.values.size <= EXACT else self._binned)(pool, at)
+
+    def _exact(self, pool: Pool, at: Sequence[float]) -> Floats:
         order = np.argsort(pool.values, kind="stable")
         values, cells = pool.values[order], self.cells(pool.places[order])
-        return self._exact(values, cells, at) if values.size <= EXACT else self._binned(values, cells, at)
-
-    def _exact(self, values: Floats, cells: Rows, at: Sequence[float]) -> Floats:
         found = []
         for weights in np.array_split(self.weights, -(-RESAMPLES * values.size // HELD_AT_ONCE) or 1):
             drawn = np.cumsum(weights[:, cells], axis=1)
@@ -103,13 +107,14 @@ class Resamples:
             found.append(np.where(drawn[:, -1:] > 0, np.column_stack(some), np.nan))
         return np.concatenate(found)
 
-    def _binned(self, values: Floats, cells: Rows, at: Sequence[float]) -> Floats:
-        edges = np.append(values[np.arange(BINS) * values.size // BINS], values[-1])
-        bins = np.repeat(np.arange(BINS), np.diff(np.append(np.arange(BINS) * values.size // BINS, values.size)))
-        counts = np.bincount(cells * BINS + bins, minlength=self._cells * BINS).reshape(self._cells, BINS)
-        drawn = np.cumsum(self.weights @ counts.astype(np.float64), axis=1)
+    def _binned(self, pool: Pool, at: Sequence[float]) -> Floats:
+        edges = np.sort(pool.values)[np.linspace(0, pool.values.size - 1, BINS + 1).astype(np.intp)]
+        # A value that fills bins gets one of its own, from just below it, else it would be spread.
+        edges = np.unique(np.concatenate([edges, np.nextafter(edges[1:][np.diff(edges) == 0], -np.inf)]))
+        bins = np.searchsorted(edges, pool.values, side="left")
+        drawn = np.cumsum(self.sums_by_group(pool.places, bins, edges.size), axis=1)
         shares = np.asarray(at) / 100
-        return np.array([np.interp(shares * one[-1], np.append(0.0, one), edges) for one in drawn])
+        return np.array([np.interp(shares * one[-1], one, edges) for one in drawn])
 
 
 def ratio(above: Floats, below: Floats) -> Floats:

@@ -90,17 +90,20 @@ def _levels(measured: Pool, predicted: Pool, resamples: Resamples) -> dict[str, 
             np.column_stack([resamples.means(one), resamples.percentiles(one, at)]) for one in (measured, predicted)
         ]
         errors = (ratio(drawn[1], drawn[0]) - 1).T
-    for (name, percentile), error in zip(PERCENTILES.items(), errors, strict=True):
-        one, other = level_of(measured.values, percentile), level_of(predicted.values, percentile)
+    ones, others = levels_of(measured.values), levels_of(predicted.values)
+    for name, error in zip(PERCENTILES, errors, strict=True):
+        one, other = ones[name], others[name]
         levels[name] = Level(one, other, other / one - 1 if one > 0 else np.nan, interval(error))
     return levels
 
 
-def level_of(values: Floats, percentile: float | None) -> float:
-    """Mean (percentile None) or linear percentile (``numpy.percentile``) of values; NaN if there are none."""
+def levels_of(values: Floats) -> dict[str, float]:
+    """Mean and linear percentiles (``numpy.percentile``) of values by name; NaN if there are none."""
     if not values.size:
-        return np.nan
-    return float(values.mean() if percentile is None else np.percentile(values, percentile))
+        return dict.fromkeys(PERCENTILES, np.nan)
+    at = [one for one in PERCENTILES.values() if one is not None]
+    percentiles = iter(np.percentile(values, at))
+    return {name: float(values.mean() if one is None else next(percentiles)) for name, one in PERCENTILES.items()}
 
 
 def _mean(values: Floats) -> float:
@@ -121,11 +124,15 @@ def relative_errors(measured: Floats, predicted: Floats, least: float = 0.0) -> 
 
 def distance_of(measured: Floats, predicted: Floats) -> Distance:
     """Distance of two samples, none of them empty."""
-    mean = float(measured.mean())
-    measured, predicted = np.sort(measured), np.sort(predicted)
-    both = np.concatenate([measured, predicted])
-    one, other = (np.searchsorted(side, both, side="right") / side.size for side in (measured, predicted))
-    return Distance(
-        float(wasserstein_distance(measured, predicted)) / mean if mean > 0 else np.nan,
-        float(np.abs(one - other).max()),
-    )
+    mean, sides = float(measured.mean()), (np.sort(measured), np.sort(predicted))
+    if measured.size == predicted.size:
+        apart = float(np.abs(sides[0] - sides[1]).mean())
+    else:
+        apart = float(wasserstein_distance(*sides))
+    steps = (np.abs(_cumulative(sides[0], side) - _cumulative(sides[1], side)).max() for side in sides)
+    return Distance(apart / mean if mean > 0 else np.nan, float(max(steps)))
+
+
+def _cumulative(rising: Floats, at: Floats) -> Floats:
+    """Share of the rising values that are at most each of ``at``."""
+    return np.searchsorted(rising, at, side="right") / rising.size

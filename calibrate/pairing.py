@@ -54,13 +54,18 @@ def pair(measured: Trace, predicted: Trace, exclude: Mapping[str, frozenset[str]
         leave_out(str(status), _booleans(pc.equal(statuses, status)))
     leave_out("unpaired", ~found)
     if len(predicted):
-        leave_out("not_predicted", ~_booleans(pc.equal(_column(predicted, "status"), "ok"))[rows])
+        leave_out("not_predicted", ~served(predicted)[rows])
     extra = len(predicted) - int(_booleans(pc.is_in(others, value_set=ids)).sum())
     if extra:
         reasons["only_predicted"] = extra
     mine = np.flatnonzero(left)
     mine = mine[np.argsort(np.nan_to_num(measured.start[mine]), kind="stable")]
     return Pairing(mine, rows[mine], reasons)
+
+
+def served(trace: Trace) -> npt.NDArray[np.bool_]:
+    """Which requests were served to the end."""
+    return _booleans(pc.equal(_column(trace, "status"), "ok"))
 
 
 def _column(trace: Trace, name: str) -> pa.Array:

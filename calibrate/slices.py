@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from calibrate.intervals import Interval, Resamples, interval, ratio
+from calibrate.intervals import Interval, Resamples, Rows, interval, ratio
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,48 +71,84 @@ class WorstSlice:
     sentence: str
 
 
-def slice_errors(values: Floats, errors: Floats, resamples: Resamples) -> tuple[Slice, ...]:
-    """Slice signed relative errors at the quartiles of a quantity; empty if it is the same for all.
+@dataclass(frozen=True)
+class Grouping:
+    """Requests sliced at the quartiles of a quantity.
+
+    ``places`` (rows of the pairs) and ``group`` have one entry for each request whose value is known; ``lows`` and
+    ``highs`` are the extremes of each group.
+    """
+
+    places: Rows
+    group: Rows
+    lows: list[float]
+    highs: list[float]
+
+
+def group_by(values: Floats) -> Grouping | None:
+    """Slice at the quartiles of ``values`` (pairs,), NaN where unknown; None if it is the same for all."""
+    places = np.flatnonzero(~np.isnan(values))
+    values = values[places]
+    if not values.size or values.min() == values.max():
+        return None
+    edges = np.unique(np.quantile(values, QUARTILES, method="lower"))
+    edges = edges[edges < values.max()]
+    if not edges.size:
+        edges = np.array([values[values < values.max()].max()])
+    group = np.searchsorted(edges, values, side="left")
+    members = [values[group == one] for one in range(edges.size + 1)]
+    return Grouping(places, group, [float(one.min()) for one in members], [float(one.max()) for one in members])
+
+
+def slice_errors(grouping: Grouping, errors: Floats, resamples: Resamples) -> tuple[Slice, ...]:
+    """Per-request errors by slice; those without any are left out, and all if they are in one slice.
 
     Parameters
     ----------
-    values, errors : array (pairs,)
-        In order of arrival, NaN where unknown.
+    grouping : Grouping
+    errors : array (pairs,)
+        Signed relative errors in order of arrival, NaN where unknown.
     resamples : Resamples
         Of the pairs.
     """
-    fine = np.flatnonzero(~(np.isnan(values) | np.isnan(errors)))
-    if not fine.size:
+    known = ~np.isnan(errors[grouping.places])
+    places, group, groups = grouping.places[known], grouping.group[known], len(grouping.lows)
+    errors, absolute = errors[places], np.abs(errors[places])
+    counts = np.bincount(group, minlength=groups)
+    if (counts > 0).sum() < 2:
         return ()
-    values, errors, absolute = values[fine], errors[fine], np.abs(errors[fine])
-    edges = np.unique(np.quantile(values, QUARTILES))
-    group = np.searchsorted(edges, values, side="left")
-    members = [np.flatnonzero(group == one) for one in np.unique(group)]
-    if len(members) < 2:
-        return ()
-    drawn = np.array([resamples.sums(fine[some]) for some in members])
-    sums = np.array([resamples.sums(fine[some], absolute[some]) for some in members])
+    sums, signed = (np.bincount(group, of, minlength=groups) for of in (absolute, errors))
+    drawn = resamples.sums_by_group(places, group, groups)
+    drawn_sums, drawn_signed = (resamples.sums_by_group(places, group, groups, of) for of in (absolute, errors))
+    means, biases = ratio(drawn_sums, drawn), ratio(drawn_signed, drawn)
+    excess = means - ratio(_others(drawn_sums), _others(drawn))
     found = []
-    for place, some in enumerate(members):
-        means = ratio(sums[place], drawn[place])
-        rests = ratio(sums.sum(axis=0) - sums[place], drawn.sum(axis=0) - drawn[place])
-        excess = (means - rests)[~np.isnan(means - rests)]
-        several = some.size > 1
-        signed = ratio(resamples.sums(fine[some], errors[some]), drawn[place])
+    for one in np.flatnonzero(counts):
+        several = counts[one] > 1
         found.append(
             Slice(
-                low=float(values[some].min()),
-                high=float(values[some].max()),
-                n=int(some.size),
-                mape=float(absolute[some].mean()),
-                mape_ci95=interval(means) if several else (np.nan, np.nan),
-                bias=float(errors[some].mean()),
-                bias_ci95=interval(signed) if several else (np.nan, np.nan),
-                rest_mape=float(np.delete(absolute, some).mean()),
-                excess_se=float(excess.std(ddof=1)) if several and excess.size > 1 else np.nan,
+                low=grouping.lows[one],
+                high=grouping.highs[one],
+                n=int(counts[one]),
+                mape=float(sums[one] / counts[one]),
+                mape_ci95=interval(means[:, one]) if several else (np.nan, np.nan),
+                bias=float(signed[one] / counts[one]),
+                bias_ci95=interval(biases[:, one]) if several else (np.nan, np.nan),
+                rest_mape=float((sums.sum() - sums[one]) / (counts.sum() - counts[one])),
+                excess_se=_spread(excess[:, one]) if several else np.nan,
             )
         )
     return tuple(found)
+
+
+def _others(sums: Floats) -> Floats:
+    """Sums over all groups but one, for each."""
+    return np.asarray(sums.sum(axis=1, keepdims=True) - sums)
+
+
+def _spread(statistics: Floats) -> float:
+    known = statistics[~np.isnan(statistics)]
+    return float(known.std(ddof=1)) if known.size > 1 else np.nan
 
 
 def worst_slices(
