@@ -23,7 +23,7 @@ from calibrate.attribution import PARTS, Attribution
 from calibrate.reports.figures import percent, seconds, signed
 from calibrate.reports.points import Points
 from calibrate.reports.report import Report
-from calibrate.reports.tables import named
+from calibrate.reports.tables import named, points_by_part
 
 Floats = npt.NDArray[np.float64]
 Figure = Any
@@ -261,7 +261,7 @@ def _error_against(
     _legend(plot, {"running median": line})
     told = f"Error of {named(metric)} against {label}: median {signed(float(np.median(error[fine])))}"
     told += f", between {signed(float(error[fine].min()))} and {signed(float(error[fine].max()))}."
-    note = f"{beyond:,} requests with larger errors lie beyond this axis." if beyond else ""
+    note = f"{beyond:,} with larger errors lie beyond this axis." if beyond else ""
     drawing.add("arrival" if name == "arrival_s" else "load", plot, named(metric), told, note)
 
 
@@ -330,7 +330,7 @@ def _thinned_series(measured: Floats, predicted: Floats) -> npt.NDArray[np.intp]
 def _attribution(drawing: _Drawing, found: Attribution) -> None:
     """Stacked bars: parts that lengthen to the right of zero, parts that shorten to the left."""
     bars = [
-        (f"{named(metric)} {statistic}", {one.part: one.points for one in shares})
+        (f"{named(metric)} {statistic}", points_by_part(shares))
         for metric, statistics in found.parts.items()
         for statistic, shares in statistics.items()
     ]

@@ -45,13 +45,13 @@ class Section:
 TEXTS = {
     "distributions": (
         "Measured against predicted",
-        "Share of requests (of gaps between tokens for ITL) at or below a value. Where the lines lie on each other, "
-        "the distribution is predicted well, even if single requests are not.",
+        "Share of {many} (of gaps between tokens for ITL) at or below a value. Where the lines lie on each other, "
+        "the distribution is predicted well, even if single {many} are not.",
     ),
     "scatter": (
-        "Every request",
-        "On the dashed line, a request is predicted exactly. Point at one to see which it is; the box tool selects "
-        "requests in all charts of requests at once.",
+        "Every {one}",
+        "On the dashed line, a {one} is predicted exactly. Point at one to see which it is; the box tool selects "
+        "{many} in all charts of {many} at once.",
     ),
     "arrival": ("Error against the arrival time", "Above zero: predicted too long. Errors that grow queue up."),
     "load": (
@@ -67,6 +67,7 @@ def render(report: Report) -> str:
     points = points_of(report.comparison)
     provenance = report.deployment.loaded.profile.provenance
     charts = draw(report, points)
+    one, many = ("request", "requests") if report.trace.batches is None else ("batch", "batches")
     scripts = [*Resources(mode="inline", components=["bokeh"]).js_raw, _read("page.js")]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -79,7 +80,13 @@ def render(report: Report) -> str:
         report=report,
         tables=_tables(report, points),
         slices=tables.slices(report),
-        sections=[Section(name, *TEXTS[name], list(charts.sections.get(name, ()))) for name in TEXTS],
+        sections=[
+            Section(
+                name, *(text.format(one=one, many=many) for text in TEXTS[name]), list(charts.sections.get(name, ()))
+            )
+            for name in TEXTS
+        ],
+        many=many,
         attribution_charts=charts.sections.get("attribution", ()),
         findings=list(_findings(report)),
         facts=_facts(report),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibrate.attribution import PARTS
+from calibrate.attribution import PARTS, Share
 from calibrate.gates import GateResult
 from calibrate.metric_errors import LABELS, PERCENTILES
 from calibrate.reports.figures import NONE, interval, number, percent, plain, seconds, shortened, signed
@@ -16,6 +17,7 @@ from calibrate.slices import describe
 
 LEVELS = tuple(PERCENTILES)
 IDS_SHOWN = 5
+_DIGEST = re.compile("[0-9a-f]{64}")
 LONGEST = 400
 """Characters of one foreign text in a view; what is longer is cut, so that no trace can bloat a page."""
 
@@ -125,11 +127,19 @@ def attribution(report: Report) -> Table:
     rows = []
     for metric, statistics in (found.parts if found else {}).items():
         for statistic, shares in statistics.items():
-            points = {one.part: one.points for one in shares}
+            points = points_by_part(shares)
             cells = [signed(points[part]) if part in points else NONE for part in PARTS]
             rows.append((f"{named(metric)} {statistic}", *cells, signed(math.fsum(points.values()))))
     columns = ("error of", *(part.replace("_", " ") for part in PARTS), "sum")
     return Table(columns, rows, "l" + "r" * (len(PARTS) + 1))
+
+
+def points_by_part(shares: Sequence[Share]) -> dict[str, float]:
+    """Sum the points of each part."""
+    found: dict[str, float] = {}
+    for one in shares:
+        found[one.part] = found.get(one.part, 0.0) + one.points
+    return found
 
 
 def coefficients(report: Report) -> Table:
@@ -199,7 +209,8 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             for place, one in enumerate(value, 1):
                 yield from flat(one if isinstance(one, Mapping) else {"": one}, f"{name} {place}.")
         else:
-            yield name, short(plain(value))
+            text = plain(value)
+            yield name, text[:12] if _DIGEST.fullmatch(text) else short(text)
 
 
 def with_ids(sentence: str, requests: Sequence[str]) -> str:
