@@ -33,6 +33,8 @@ STEPS = 500
 """Points of a distribution function; its least and its greatest value are among them."""
 SAMPLES = 2_000
 """Points of a time series."""
+CROWDED = 2_000
+"""Points of a chart beyond which they are drawn smaller and paler."""
 MEDIANS = 20
 """Groups of neighbours of which a running median is drawn."""
 SIDES = ("measured", "predicted")
@@ -170,7 +172,7 @@ def _requests(drawing: _Drawing, points: Points) -> None:
     """Charts with a point a request. They share their data, so what is selected in one is so in all."""
     if not points.metrics:
         return
-    units = {metric: _unit(points.columns[f"{metric}_measured"]) for metric in points.metrics}
+    units = {metric: _unit(points.every[f"{metric}_measured"]) for metric in points.metrics}
     data: dict[str, Any] = {"request": points.ids}
     for name, values in points.columns.items():
         metric, _, side = name.rpartition("_")
@@ -204,9 +206,9 @@ def _tips(points: Points, units: Mapping[str, tuple[str, float]]) -> list[tuple[
 
 
 def _scatter(plot: Figure, source: ColumnDataSource, x: str, y: str, tips: list[tuple[str, str]]) -> None:
-    dots = plot.scatter(
-        x, y, source=source, size=6, alpha=0.55, line_alpha=0, nonselection_alpha=0.08, tags=["point"], name="requests"
-    )
+    many = len(source.data["request"]) > CROWDED
+    look = {"size": 4, "alpha": 0.3, "nonselection_alpha": 0.05} if many else {"size": 6, "alpha": 0.55}
+    dots = plot.scatter(x, y, source=source, line_alpha=0, tags=["point"], name="requests", **look)
     plot.add_tools(HoverTool(tooltips=tips, renderers=[dots], point_policy="snap_to_data"))
 
 
@@ -218,7 +220,7 @@ def _predicted_over_measured(
     unit: tuple[str, float],
     tips: list[tuple[str, str]],
 ) -> None:
-    measured, predicted = (points.columns[f"{metric}_{side}"] for side in SIDES)
+    measured, predicted = (points.every[f"{metric}_{side}"] for side in SIDES)
     kind = "log" if _wide(measured, predicted) else "linear"
     label = named(metric)
     tools = "box_zoom,box_select,reset"
@@ -232,7 +234,7 @@ def _predicted_over_measured(
     line = plot.line(ends, ends, line_dash="dashed", tags=["zero"])
     _scatter(plot, source, f"{metric}_measured", f"{metric}_predicted", tips)
     _legend(plot, {"predicted = measured": line})
-    error = points.columns[f"{metric}_error"]
+    error = points.every[f"{metric}_error"]
     near = float(np.mean(np.abs(error[~np.isnan(error)]) <= 0.1))
     drawing.add("scatter", plot, label, f"Predicted over measured {label}: {percent(near, 0)} within 10 % of it.")
 
@@ -246,13 +248,14 @@ def _error_against(
     label: str,
     tips: list[tuple[str, str]],
 ) -> None:
-    x, error = points.columns[name], points.columns[f"{metric}_error"]
+    x, error = points.every[name], points.every[f"{metric}_error"]
     fine = ~(np.isnan(x) | np.isnan(error))
     if not fine.any():
         return
     low, high, beyond = _range(error[fine])
     tools = "box_zoom,box_select,reset"
     plot = _plot(label, f"error of {named(metric)}", tools, y_range=(low, high))
+    _plain_ticks(plot.xaxis)
     plot.yaxis.formatter = NumeralTickFormatter(format="+0.[0]%")
     plot.add_layout(Span(location=0, dimension="width", line_dash="dashed", tags=["zero"]))
     _scatter(plot, source, name, f"{metric}_error", tips)

@@ -80,12 +80,7 @@ def render(report: Report) -> str:
         report=report,
         tables=_tables(report, points),
         slices=tables.slices(report),
-        sections=[
-            Section(
-                name, *(text.format(one=one, many=many) for text in TEXTS[name]), list(charts.sections.get(name, ()))
-            )
-            for name in TEXTS
-        ],
+        sections=[_section(name, list(charts.sections.get(name, ())), one, many) for name in TEXTS],
         many=many,
         attribution_charts=charts.sections.get("attribution", ()),
         findings=list(_findings(report)),
@@ -100,6 +95,11 @@ def render(report: Report) -> str:
         hashes=[_hash(script) for script in scripts],
         version=version("servecal"),
     )
+
+
+def _section(name: str, charts: list[Chart], one: str, many: str) -> Section:
+    title, text = (words.format(one=one, many=many) for words in TEXTS[name])
+    return Section(name, title, text, charts)
 
 
 def _read(name: str) -> str:

@@ -13,8 +13,8 @@ from calibrate.errors import BATCH_METRICS, Comparison
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 
-MOST = 10_000
-"""Requests that charts show. A page of that many has about 2.5 MB."""
+MOST = 8_000
+"""Requests that charts show, besides extremes. A page of that many has about 2 MB."""
 EXTREMES = 100
 """Requests with the largest and with the smallest value of each quantity that are shown in any case."""
 DRAWN = ("ttft", "tpot", "e2e")
@@ -31,16 +31,21 @@ class Points:
         Of the shown ones.
     columns : mapping of str to array of shape (shown,)
         ``FACTS`` as far as known, and ``<metric>_measured``, ``_predicted`` (s), ``_error`` (signed, relative).
+    every : mapping of str to array of shape (pairs,)
+        The same columns of all pairs, shown or not.
     metrics : tuple of str
         Those that have any pair.
-    total : int
-        Pairs, shown or not.
     """
 
     ids: list[str]
     columns: Mapping[str, Floats]
+    every: Mapping[str, Floats]
     metrics: tuple[str, ...]
-    total: int
+
+    @property
+    def total(self) -> int:
+        """Pairs, shown or not."""
+        return len(next(iter(self.every.values()), ()))
 
     def worst(self, metric: str, count: int) -> Rows:
         """Rows of the largest errors, largest first; ``EXTREMES`` bounds ``count``, so none is missed by thinning."""
@@ -60,7 +65,7 @@ def points_of(comparison: Comparison) -> Points:
     metrics = tuple(metric for metric in DRAWN if f"{metric}_error" in known)
     chosen = thinned(known, table.num_rows)
     ids = table.column("id").take(chosen).to_pylist()
-    return Points(ids, {name: values[chosen] for name, values in known.items()}, metrics, table.num_rows)
+    return Points(ids, {name: values[chosen] for name, values in known.items()}, known, metrics)
 
 
 def _batches(comparison: Comparison) -> Points:
@@ -76,7 +81,7 @@ def _batches(comparison: Comparison) -> Points:
     total = len(next(iter(columns.values()), np.empty(0)))
     chosen = thinned(columns, total)
     ids = [f"batch {row + 1}" for row in chosen]
-    return Points(ids, {name: values[chosen] for name, values in columns.items()}, metrics, total)
+    return Points(ids, {name: values[chosen] for name, values in columns.items()}, columns, metrics)
 
 
 def thinned(columns: Mapping[str, Floats], total: int) -> Rows:
@@ -86,7 +91,8 @@ def thinned(columns: Mapping[str, Floats], total: int) -> Rows:
     kept = [np.arange(0, total, -(-total // MOST)), np.array([total - 1])]
     for values in columns.values():
         known = np.flatnonzero(~np.isnan(values))
-        order = known[np.argsort(values[known], kind="stable")]
+        ends = [EXTREMES, known.size - EXTREMES] if known.size > 2 * EXTREMES else []
+        order = known[np.argpartition(values[known], ends)] if ends else known
         kept += [order[:EXTREMES], order[-EXTREMES:]]
     return np.unique(np.concatenate(kept))
 
