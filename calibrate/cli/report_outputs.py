@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from calibrate.cli.options import Command, render_text, write_output
 from calibrate.reports import github_report, text_report
-from calibrate.reports.outputs import BINARY, FORMATS, render, require
+from calibrate.reports.outputs import FOR_FILES, FORMATS, render, require
 from calibrate.reports.report import Report
 from profiles.errors import InputError
 
@@ -46,7 +46,8 @@ def destinations(style: str, output: Path | None, also: Sequence[str]) -> list[D
     Raises
     ------
     InputError
-        If a format is unknown or cannot be made here, two views share a file, or a terminal should show binary data.
+        If a format is unknown or cannot be made here, two views share a file, or a terminal should show
+        what is not for one.
     """
     wanted = [Destination(style, output)]
     for given in also:
@@ -61,7 +62,7 @@ def destinations(style: str, output: Path | None, also: Sequence[str]) -> list[D
     twice = next((file for file in files if files.count(file) > 1), None)
     if twice is not None:
         raise InputError("two formats cannot share a file", file=twice.name, field="--also")
-    if style in BINARY and output is None and sys.stdout.isatty():
+    if style in FOR_FILES and output is None and sys.stdout.isatty():
         raise InputError(f"{style} is not for a terminal: -o FILE", field="--format")
     return wanted
 

@@ -20,7 +20,7 @@ from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem, Numera
 from bokeh.plotting import figure
 
 from calibrate.attribution import PARTS, Attribution
-from calibrate.reports.figures import percent, seconds, signed
+from calibrate.reports.figures import number, percent, seconds, signed
 from calibrate.reports.points import Points
 from calibrate.reports.report import Report
 from calibrate.reports.tables import named, points_by_part
@@ -153,9 +153,10 @@ def _distributions(drawing: _Drawing, report: Report) -> None:
 
 
 def _steps(values: Floats, positive: bool) -> tuple[Floats, Floats]:
-    """Shares and values of a distribution function, at most ``STEPS`` of them."""
-    ordered = np.sort(values[values > 0] if positive else values)
-    rows = np.unique(np.linspace(0, ordered.size - 1, min(ordered.size, STEPS)).round().astype(np.intp))
+    """Shares and values of a distribution function, at most ``STEPS`` of them; a log axis cannot show those at 0."""
+    ordered = np.sort(values)
+    first = int(np.searchsorted(ordered, 0.0, side="right")) if positive else 0
+    rows = np.unique(np.linspace(first, ordered.size - 1, min(ordered.size - first, STEPS)).round().astype(np.intp))
     return (rows + 1) / ordered.size, ordered[rows]
 
 
@@ -311,10 +312,15 @@ def _series(drawing: _Drawing, report: Report) -> None:
         tips = [("time", "@time{0,0.00} s"), *((side, f"@{side}{{0,0.0}} {unit}") for side in SIDES)]
         plot.add_tools(HoverTool(tooltips=tips, renderers=[lines["measured"]], mode="vline"))
         _plain_ticks(plot.axis)
-        means = [scale * float(np.nanmean(getattr(one, side))) for side in SIDES]
-        told = f"{title} over time: mean {means[0]:,.1f} measured and {means[1]:,.1f} predicted {unit}."
+        means = [number(scale * _mean(getattr(one, side))) for side in SIDES]
+        told = f"{title} over time: mean {means[0]} measured and {means[1]} predicted {unit}."
         note = "Told by the requests' stamps." if one.source == "stamps" else "The engine's gauge."
         drawing.add("series", plot, title, told, note)
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else np.nan
 
 
 def _thinned_series(measured: Floats, predicted: Floats) -> npt.NDArray[np.intp]:

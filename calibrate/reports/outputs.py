@@ -21,8 +21,8 @@ FORMATS: Mapping[str, tuple[str, str]] = {
 """Module and function of each; imported when it is asked for."""
 NEEDS = {"html": ("bokeh", "html")}
 """Package and extra that a format needs beyond the core."""
-BINARY = ("parquet",)
-"""Formats that a terminal cannot show."""
+FOR_FILES = ("parquet", "html")
+"""Formats that nobody wants on a terminal."""
 
 
 def require(style: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.errors import BATCH_METRICS, Comparison
+from calibrate.reports.figures import shortened
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
@@ -17,6 +18,8 @@ MOST = 8_000
 """Requests that charts show, besides extremes. A page of that many has about 2 MB."""
 EXTREMES = 100
 """Requests with the largest and with the smallest value of each quantity that are shown in any case."""
+LONGEST_ID = 200
+"""Characters of an id that a chart shows."""
 DRAWN = ("ttft", "tpot", "e2e")
 FACTS = ("arrival_s", "prompt_tokens", "output_tokens", "cached_tokens", "concurrency")
 
@@ -64,7 +67,7 @@ def points_of(comparison: Comparison) -> Points:
     known = {name: values for name, values in columns.items() if not np.isnan(values).all()}
     metrics = tuple(metric for metric in DRAWN if f"{metric}_error" in known)
     chosen = thinned(known, table.num_rows)
-    ids = table.column("id").take(chosen).to_pylist()
+    ids = [shortened(one, LONGEST_ID) for one in table.column("id").take(chosen).to_pylist()]
     return Points(ids, {name: values[chosen] for name, values in known.items()}, known, metrics)
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("bokeh", reason="the page needs the extra html")
 
 from calibrate.errors import compare
 from calibrate.reports import html_report
+from calibrate.reports.charts import SAMPLES, STEPS, _steps, _thinned_series
 from calibrate.reports.points import EXTREMES, MOST, points_of, thinned
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -212,6 +213,34 @@ def test_thinning_keeps_the_extremes_of_every_column_in_order():
     for values in columns.values():
         assert {int(np.nanargmin(values)), int(np.nanargmax(values))} <= set(rows.tolist())
     assert thinned(columns, 10).tolist() == list(range(10))
+
+
+def test_ids_that_would_bloat_the_page_are_cut(make_trace, make_report):
+    trace = make_trace([0.011, 0.010], ids=["x" * 1_000_000, "b"], meta={"model": "me/mine"})
+    assert len(html_report.render(make_report(trace)).encode()) < 2_000_000
+
+
+def test_a_distribution_on_a_log_axis_counts_the_values_at_zero():
+    share, values = _steps(np.array([0.0, 0.0, 0.0, 1.0]), positive=True)
+    assert (share.tolist(), values.tolist()) == ([1.0], [1.0])
+    share, values = _steps(np.array([3.0, 0.0, 1.0, 2.0]), positive=False)
+    assert (share.tolist(), values.tolist()) == ([0.25, 0.5, 0.75, 1.0], [0.0, 1.0, 2.0, 3.0])
+    share, values = _steps(np.zeros(3), positive=True)
+    assert share.size == values.size == 0
+
+
+def test_a_distribution_of_many_values_keeps_its_ends():
+    share, values = _steps(np.random.default_rng(0).permutation(100_000).astype(float), positive=False)
+    assert share.size <= STEPS
+    assert (values[0], values[-1], share[-1]) == (0.0, 99_999.0, 1.0)
+
+
+def test_a_time_series_of_many_samples_keeps_its_extremes():
+    measured = np.random.default_rng(0).normal(size=50_000)
+    predicted = np.full(50_000, np.nan)
+    rows = _thinned_series(measured, predicted)
+    assert rows.size <= SAMPLES
+    assert {int(measured.argmin()), int(measured.argmax())} <= set(rows.tolist())
 
 
 def test_it_is_not_imported_by_the_other_formats():

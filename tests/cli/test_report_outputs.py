@@ -101,7 +101,8 @@ def test_a_page_without_its_extra_names_the_extra_before_replaying(report, tmp_p
     assert files(tmp_path) == []
 
 
-def test_parquet_is_not_shown_on_a_terminal(report, monkeypatch):
+@pytest.mark.parametrize("style", ["parquet", "html"])
+def test_what_is_for_files_is_not_shown_on_a_terminal(style, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -111,4 +112,5 @@ def test_parquet_is_not_shown_on_a_terminal(report, monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", Terminal())
     with pytest.raises(InputError, match="not for a terminal"):
-        destinations("parquet", None, ())
+        destinations(style, None, ())
+    assert destinations("json", None, (f"{style}=out",))[1].style == style
