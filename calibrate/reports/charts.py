@@ -45,6 +45,8 @@ SERIES = {
     "kv_usage": ("KV blocks in use", "% of all blocks", 100.0),
     "output_tokens_per_s": ("Throughput", "output tokens/s", 1.0),
 }
+STACKED = ("mean", "p50", "p99")
+"""Statistics whose error is drawn by cause."""
 _MODEL_ID = re.compile(r"p\d+")
 
 
@@ -114,7 +116,7 @@ def _renumber(value: Any, numbers: dict[str, str]) -> None:
             _renumber(inner, numbers)
 
 
-def _plot(x_label: str, y_label: str, tools: str = "box_zoom,reset", **options: Any) -> Figure:
+def _plot(x_label: str, y_label: str | None, tools: str = "box_zoom,reset", **options: Any) -> Figure:
     plot = figure(
         height=HEIGHT,
         sizing_mode="stretch_width",
@@ -337,16 +339,17 @@ def _thinned_series(measured: Floats, predicted: Floats) -> npt.NDArray[np.intp]
 
 
 def _attribution(drawing: _Drawing, found: Attribution) -> None:
-    """Stacked bars: parts that lengthen to the right of zero, parts that shorten to the left."""
+    """Stacked bars: parts that lengthen to the right of zero, parts that shorten to the left. The table has all."""
     bars = [
         (f"{named(metric)} {statistic}", points_by_part(shares))
         for metric, statistics in found.parts.items()
         for statistic, shares in statistics.items()
+        if statistic in STACKED
     ]
     if not bars:
         return
     names = [name for name, _ in bars]
-    plot = _plot("points of the measured value", "", y_range=names[::-1], x_axis_type="linear")
+    plot = _plot("points of the measured value", None, y_range=names[::-1], x_axis_type="linear")
     plot.height = max(220, 110 + 34 * len(names))
     plot.xaxis.formatter = NumeralTickFormatter(format="+0.[0]%")
     plot.add_layout(Span(location=0, dimension="height", tags=["zero"]))

@@ -67,6 +67,7 @@ def render(report: Report) -> str:
     points = points_of(report.comparison)
     provenance = report.deployment.loaded.profile.provenance
     charts = draw(report, points)
+    load = report.attribution.load if report.attribution else {}
     one, many = ("request", "requests") if report.trace.batches is None else ("batch", "batches")
     scripts = [*Resources(mode="inline", components=["bokeh"]).js_raw, _read("page.js")]
     environment = jinja2.Environment(
@@ -75,7 +76,6 @@ def render(report: Report) -> str:
     # In its own order: BokehJS wants a model defined before it is referred to.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.globals |= {"named": named, "short": short, "plain": plain, "with_ids": with_ids}
-    environment.filters |= {"percent": percent, "signed": signed, "number": number}
     return environment.from_string(_read("page.html.jinja")).render(
         report=report,
         tables=_tables(report, points),
@@ -88,6 +88,7 @@ def render(report: Report) -> str:
         domain=_domain(report),
         provenance=list(tables.flat({name: one for name, one in provenance.items() if name != "mape"})),
         other_assumptions=tables.other_assumptions(report),
+        load=[(name.replace("_", " "), number(one)) for name, one in load.items()],
         points=points,
         charts={"document": charts.document, "roots": charts.roots},
         scripts=scripts,
