@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from calibrate.anchors import AnchorErrors, AnchorGap
 from calibrate.errors import METRICS, Comparison, Level, MetricErrors
@@ -451,6 +452,15 @@ class AggregateComparison(Comparison):
     def series(self) -> dict[str, Series]:
         """None was measured."""
         return {}
+
+    def samples(self, metric: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """None: no latencies of single requests."""
+        return np.empty(0), np.empty(0)
+
+    def requests_table(self) -> pa.Table:
+        """No rows."""
+        drawn = {"drawn": frozenset(self.measured.ids)}
+        return Comparison(self.measured, self.predicted, exclude=drawn).requests_table()
 
 
 def compare_aggregates(measured: Trace, replays: Sequence[Replay]) -> AggregateComparison:

@@ -99,6 +99,15 @@ class Comparison:
         anchor = "arrival" if metric == "tpot" else anchor or self.anchor
         return self.measured.latency(metric, anchor)[mine], self.predicted.latency(metric)[theirs]
 
+    def samples(self, metric: str) -> tuple[Floats, Floats]:
+        """Measured and predicted seconds of which a metric's percentiles are taken: of ITL, all gaps of the pairs."""
+        if metric != "itl":
+            measured, predicted = self.pairs(metric)
+            both = ~(np.isnan(measured) | np.isnan(predicted))
+            return measured[both], predicted[both]
+        gaps = self._gaps
+        return gaps[0].pool.values, gaps[1].pool.values
+
     @cached_property
     def _paired_batches(self) -> Rows:
         """Batches on both sides whose requests are all paired."""
@@ -331,6 +340,8 @@ class Comparison:
         first = float(np.fmin.reduce(self.measured.start, initial=np.inf))
         mine, theirs, _ = self._paired
         one, other = self.measured.start[mine], self.predicted.start[theirs]
+        if not mine.size:
+            return first, first
         return first, first + float(np.fmin.reduce(other, initial=np.inf) - np.fmin.reduce(one, initial=np.inf))
 
     @cached_property

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +267,43 @@ def _serve_result(
 def serve_result() -> Callable[..., ServeResult]:
     """Make a valid benchmark result of five requests."""
     return _serve_result
+
+
+HOSTILE = (
+    '</script><img src=x onerror="alert(1)">\'|`*_~ @team #12 [a](javascript:alert(2)) ::error::x\n'
+    "## $y$\u202e\x00 &amp;"
+)
+"""A name that breaks whatever does not escape: HTML, scripts, Markdown, XML, workflow commands."""
+
+
+@pytest.fixture(scope="session")
+def hostile() -> str:
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def judged() -> Callable[..., Any]:
+    """Give a report gates of every verdict, findings of every severity, an attribution; foreign text in all."""
+    from calibrate.attribution import PARTS, Attribution, Share
+    from calibrate.gates import GateResult, Judgement
+    from replay.quality import Finding
+
+    def shares(*points: float) -> tuple[Share, ...]:
+        return tuple(Share(part, value) for part, value in zip(PARTS, points, strict=True))
+
+    def judge(report: Any, text: str = "by hand") -> Any:
+        results = (
+            GateResult("ttft", "p99", 0.1, 0.07, (0.05, 0.09), "pass", f"within: {text}"),
+            GateResult("e2e", "mape", 0.1, 0.4, (0.3, 0.5), "fail", f"40 % is above 10 %: {text}"),
+            GateResult("tpot", "p50", 0.1, 0.11, (0.05, 0.2), "inconclusive", f"holds the limit: {text}"),
+        )
+        findings = (
+            Finding("first_request", "info", f"The first request was slow: {text}"),
+            Finding("duplicate_ids", "error", f"Two requests have the same id: {text}", (text, *map(str, range(9)))),
+            Finding("littles_law", "warning", f"Requests are missing: {text}", (text,)),
+        )
+        parts = {"ttft": {"mean": shares(0.02, 0.01, 0.15, 0, -0.03, 0.005), "p99": shares(0.04, 0, 0.19, 0, 0, 0)}}
+        attribution = Attribution("recorded iterations", "", parts, {"utilisation": 0.93}, (f"TTFT p99 +23 %: {text}",))
+        return replace(report, judgement=Judgement(results), findings=findings, attribution=attribution)
+
+    return judge

@@ -15,17 +15,16 @@ from calibrate.cli.options import (
     load_trace,
     output_options,
     progress,
-    render_text,
     replay_options,
     strict_option,
     strictly,
-    write_output,
 )
+from calibrate.cli.report_outputs import also_option, command_line, destinations, write_report
 from calibrate.errors import Comparison, compare
 from calibrate.estimates import figures_of
 from calibrate.gates import Rules, judge
 from calibrate.noise import with_repeats
-from calibrate.reports import json_report, text_report
+from calibrate.reports.outputs import FORMATS
 from calibrate.reports.report import Report
 from calibrate.saved_reports import read_report
 from profiles.deployment import Deployment
@@ -56,7 +55,8 @@ MOST_ATTRIBUTED = 20_000
 )
 @gate_options(baseline=True)
 @strict_option
-@output_options("text", "json")
+@output_options("text", *FORMATS)
+@also_option
 def command(
     trace: str,
     profile: str,
@@ -72,14 +72,17 @@ def command(
     strict: bool,
     style: str,
     output: Path | None,
+    also: tuple[str, ...],
 ) -> int:
     """Replay TRACE with a profile, compare request by request (a load level by its aggregates), print the report.
 
     With gates, the exit code is their verdict: 0 pass, 1 fail, 3 inconclusive.
     """
+    wanted = destinations(style, output, also)
     baseline = read_report(Path(rules.baseline)) if rules.baseline else None
     measured = load_trace(trace, arrivals)
-    keep_trace(trace, output)
+    for one in wanted:
+        keep_trace(trace, one.output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
     findings = examine(measured, deployment)
     replayed, comparison = _predicted(measured, deployment, anchor, cold_start)
@@ -97,10 +100,8 @@ def command(
         runs = [load_trace(one, arrivals) for one in repeat]
         figures, noise = with_repeats(figures_of(comparison), measured, runs, again)
         judgement = judge(figures, rules, baseline, noise)
-    report = Report(measured, deployment, replayed, comparison, findings, causes, judgement)
-    text = json_report.render(report) if style == "json" else render_text(text_report.view(report), output)
-    if text is not None:
-        write_output(text, output)
+    report = Report(measured, deployment, replayed, comparison, findings, causes, judgement, command=command_line())
+    write_report(report, wanted)
     doubted = [f"{one.check} ({one.severity})" for one in doubts(findings)]
     if strict and doubted:
         return strictly(doubted)

@@ -18,7 +18,10 @@ from replay.trace import Trace
 
 @dataclass(frozen=True)
 class Report:
-    """What ``servecal report`` found."""
+    """What ``servecal report`` found.
+
+    ``command`` is the command line that makes it again, without where the output went; empty if nobody gave one.
+    """
 
     trace: Trace
     deployment: Deployment
@@ -27,6 +30,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     attribution: Attribution | None = None
     judgement: Judgement | None = None
+    command: str = ""
 
     @property
     def cold_start(self) -> dict[str, Any] | None:
