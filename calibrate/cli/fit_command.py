@@ -25,8 +25,10 @@ from calibrate.learners import learner_for
 from calibrate.plan import SIMULATIONS, Plan, plan
 from calibrate.sanity import refuse_nonsense
 from calibrate.space import CALL_UNITS, HOST_UNITS, LINEAR_UNITS, call_units
+from profiles.deployment import Deployment
 from profiles.errors import InputError
 from profiles.profile import Accelerator, Call, Coefficient, FrontEnd, Host, LoadedProfile, Profile, load_profile
+from replay.trace import Trace
 from simulator.accelerators.base import HOST_COMPONENTS
 from simulator.accelerators.linear import Linear
 
@@ -319,7 +321,7 @@ def _profile(
             "base": {"name": base.name, "digest": loaded.digest},
             "traces": document["traces"],
             "engine": {
-                "version": _alike([".".join(map(str, config.version)) for config in configs]),
+                "version": _alike([_version(*run) for run in runs]),
                 "arguments": {
                     name: _alike([config.arguments.get(name) for config in configs]) for name in configs[0].arguments
                 },
@@ -330,6 +332,12 @@ def _profile(
             "servecal": version("servecal"),
         },
     )
+
+
+def _version(trace: Trace, deployment: Deployment) -> str:
+    """As the trace says it, else what is simulated."""
+    said = (trace.meta.get("engine") or {}).get("version")
+    return str(said) if said else ".".join(map(str, deployment.config.version))
 
 
 def _alike(values: Sequence[Any]) -> Any:

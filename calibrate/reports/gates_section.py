@@ -23,10 +23,10 @@ def view(judgement: Judgement) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for one in judgement.results:
-        low, high = (_value(one, bound) for bound in one.ci95)
+        low, high = (value(one, bound) for bound in one.ci95)
         known = not math.isnan(one.ci95[0]) and one.metric != "coverage"
         verdict = Text(one.verdict, style=STYLES[one.verdict])
-        table.add_row(Text(one.name), _limit(one), _value(one, one.value), f"{low} to {high}" if known else "", verdict)
+        table.add_row(Text(one.name), limit(one), value(one, one.value), f"{low} to {high}" if known else "", verdict)
     parts: list[RenderableType] = [table, Text(judgement.headline, style=f"bold {STYLES[judgement.verdict]}")]
     for one in judgement.results:
         if one.verdict != "pass":
@@ -41,16 +41,18 @@ def as_dicts(judgement: Judgement | None) -> list[dict[str, Any]]:
     return [] if judgement is None else [asdict(one) for one in judgement.results]
 
 
-def _limit(one: GateResult) -> str:
+def limit(one: GateResult) -> str:
+    """Its limit in words: percent, or points against a baseline."""
     if one.against == "baseline":
         return f"+{100 * one.limit:.3g} points"
     return f"{100 * one.limit:.4g} %"
 
 
-def _value(one: GateResult, value: float) -> str:
-    if math.isnan(value):
+def value(one: GateResult, figure: float) -> str:
+    """A figure of a gate in the unit of its limit."""
+    if math.isnan(figure):
         return "-"
     if one.against == "baseline":
-        return f"{100 * value:+.2f}"
+        return f"{100 * figure:+.2f}"
     signed = one.statistic not in UNSIGNED and one.metric != "coverage"
-    return f"{100 * value:+.2f} %" if signed else f"{100 * value:.2f} %"
+    return f"{100 * figure:+.2f} %" if signed else f"{100 * figure:.2f} %"

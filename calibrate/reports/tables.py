@@ -11,6 +11,7 @@ from typing import Any
 from calibrate.attribution import PARTS, Share
 from calibrate.gates import GateResult
 from calibrate.metric_errors import LABELS, PERCENTILES
+from calibrate.reports import gates_section
 from calibrate.reports.figures import NONE, interval, number, percent, plain, seconds, shortened, signed
 from calibrate.reports.report import Report
 from calibrate.slices import describe
@@ -45,7 +46,14 @@ def gates(results: Sequence[GateResult]) -> Table:
     """One row a gate; failures first."""
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
     rows = [
-        (one.verdict, short(one.name), percent(one.limit), percent(one.value), interval(one.ci95), short(one.sentence))
+        (
+            one.verdict,
+            short(one.name),
+            gates_section.limit(one),
+            gates_section.value(one, one.value),
+            NONE if math.isnan(one.ci95[0]) else " to ".join(gates_section.value(one, bound) for bound in one.ci95),
+            short(one.sentence),
+        )
         for one in sorted(results, key=lambda one: order.get(one.verdict, 3))
     ]
     return Table(("verdict", "gate", "limit", "value", "95 % interval", "why"), rows, "llrrrl")

@@ -23,7 +23,7 @@ def test_bootstrap_and_plan_as_json_and_in_the_profile(servecal, tmp_path):
         assert stored[name]["ci95_bootstrap"] == pytest.approx([low, high], rel=1e-5)
         assert stored[name]["ci95"] == pytest.approx(one["ci95"], rel=1e-5)
     engine = yaml.safe_load((tmp_path / "cpu.yaml").read_text())["provenance"]["engine"]
-    assert engine["version"] == "0.32"
+    assert engine["version"] == "0.32.0"
     assert engine["arguments"]["max_num_seqs"] == 16
     assert load_profile(str(tmp_path / "cpu.yaml")).profile.coefficients["step"].ci95_bootstrap is not None
     best = told["plan"]["runs"][0]
