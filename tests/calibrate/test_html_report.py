@@ -99,7 +99,7 @@ def test_it_has_every_section_and_its_links_lead_somewhere(page):
 def test_it_shows_headline_verdict_figures_and_command(page, report):
     assert report.headline in page.seen
     assert "Gates: fail" in page.seen
-    assert "40.0 %" in page.seen
+    assert "40.00 %" in page.seen
     assert "TTFT p99 +23 %: by hand" in page.seen
     assert "servecal report x --profile y" in page.seen
     assert page.seen.count("assumed") == len([one for one in report.deployment.assumed if one != "num_gpu_blocks"])

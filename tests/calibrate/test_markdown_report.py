@@ -66,8 +66,8 @@ def test_it_has_verdict_headline_gates_errors_and_findings(report, rendered):
     assert seen[1] == report.headline
     assert seen.index("❌ fail") < seen.index("⚠️ inconclusive") < seen.index("✅ pass")
     assert "e2e.mape" in seen
-    assert "40.0 %" in seen
-    assert "30.0 % to 50.0 %" in seen
+    assert "40.00 %" in seen
+    assert "30.00 % to 50.00 %" in seen
     assert "TTFT p99 +23 %: by hand" in seen
     assert any(one.startswith("⚠️ warning: littles_law: Requests are missing") for one in seen)
     assert any("half of it is guessed" in one for one in seen)
@@ -121,7 +121,7 @@ def test_no_foreign_text_begins_a_block(text):
 
 def test_figures_are_not_escaped_into_something_unreadable(report):
     text = markdown_report.render(report)
-    assert "| 10.0 % | 40.0 % |" in text
+    assert "| 10 % | 40.00 % |" in text
     assert "\\." not in text
 
 

@@ -40,7 +40,7 @@ def test_one_replay_writes_every_format(report, tmp_path, monkeypatch):
     assert (tmp_path / "out.text").read_text() == finished.out
     assert json.loads((tmp_path / "out.json").read_text())["schema"] == "servecal.report/1"
     assert (tmp_path / "out.markdown").read_text().startswith("### servecal: ")
-    assert (tmp_path / "out.github").read_text().startswith("::notice ")
+    assert "\n::notice title=servecal::Mean error" in (tmp_path / "out.github").read_text()
     assert ElementTree.parse(tmp_path / "out.junit").getroot().tag == "testsuites"
     assert pq.read_table(tmp_path / "out.parquet").num_rows == len((tmp_path / "out.csv").read_text().splitlines()) - 1
     assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
@@ -68,7 +68,7 @@ def test_the_command_is_told_without_where_its_output_went(report):
 def test_github_adds_to_the_summary_of_its_job(report, tmp_path):
     summary = tmp_path / "summary.md"
     finished = report("--format", "github", GITHUB_STEP_SUMMARY=summary)
-    assert finished.out.startswith("::notice ")
+    assert "\n::notice title=servecal::Mean error" in finished.out
     assert summary.read_text().startswith("### servecal: run with roofline:l4")
     report("--also", "github=annotations", GITHUB_STEP_SUMMARY=summary)
     assert summary.read_text().count("### servecal: ") == 2
