@@ -290,6 +290,8 @@ def check_output(output: Path) -> None:
     InputError
         If there is no folder to write it to, or none that may be written.
     """
+    if output.exists() and not output.is_file():
+        return  # a pipe or a device
     folder = output.resolve().parent
     if not folder.is_dir():
         raise InputError("cannot be written: there is no such folder", file=output)

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from calibrate.cli.options import Command, render_text, write_output
+from calibrate.cli.options import Command, check_output, render_text, write_output
 from calibrate.reports import github_report, text_report
 from calibrate.reports.outputs import FOR_FILES, FORMATS, render, require
 from calibrate.reports.report import Report
@@ -46,8 +46,8 @@ def destinations(style: str, output: Path | None, also: Sequence[str]) -> list[D
     Raises
     ------
     InputError
-        If a format is unknown or cannot be made here, two views share a file, or a terminal should show
-        what is not for one.
+        If a format is unknown or cannot be made here, two views share a file, a terminal should show what is not for
+        one, or a file has no folder.
     """
     wanted = [Destination(style, output)]
     for given in also:
@@ -64,6 +64,9 @@ def destinations(style: str, output: Path | None, also: Sequence[str]) -> list[D
         raise InputError("two formats cannot share a file", file=twice.name, field="--also")
     if style in FOR_FILES and output is None and sys.stdout.isatty():
         raise InputError(f"{style} is not for a terminal: -o FILE", field="--format")
+    for one in wanted:
+        if one.output is not None:
+            check_output(one.output)
     return wanted
 
 
