@@ -82,6 +82,33 @@ nothing."""
 
 
 @dataclass
+class _Material:
+    """What the runs of a fit tell: equations, and latencies or aggregates to simulate.
+
+    ``numbers`` and ``simulated`` are the places, among the runs, of ``parts`` and of ``simulate``; ``rough`` are
+    equations that only lead to a start; ``seen`` are batches and how many iterations each stands for.
+    """
+
+    parts: list[Equations] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    simulate: list[Simulate] = field(default_factory=list)
+    simulated: list[int] = field(default_factory=list)
+    rough: list[Equations] = field(default_factory=list)
+    seen: list[tuple[Batch, int]] = field(default_factory=list)
+
+    def told_by(self, number: int, equations: Equations, seen: Sequence[tuple[Batch, int]]) -> None:
+        """Add the equations of a run."""
+        self.numbers.append(number)
+        self.parts.append(equations)
+        self.seen += seen
+
+    def simulated_too(self, number: int, simulate: Simulate) -> None:
+        """Add a run whose latencies or aggregates count."""
+        self.simulate.append(simulate)
+        self.simulated.append(number)
+
+
+@dataclass
 class ProfileFit:
     """Learns the coefficients of a deployment's components.
 
@@ -164,44 +191,12 @@ class ProfileFit:
         """
         client = any(trace.meta.get("vantage") == "client" for trace, _, _ in runs)
         space = CoefficientSpace(runs[0][1], client)
-        parts, rough = [], []
-        simulate: list[Simulate] = []
-        seen: list[tuple[Batch, int]] = []
-        numbers: list[int] = []
-        simulated: list[int] = []
+        material = _Material()
         for number, run in enumerate(map(self._with_inferred, runs)):
-            own = CoefficientSpace(run[1], client)
-            if holds_aggregates(run[0]):
-                self._take_aggregates(run[0])
-                simulate.append(partial(_aggregated, run, own))
-                simulated.append(number)
-                continue
-            if run[0].batches is not None:
-                equations, inside = self._from_batches(own, *run)
-                numbers.append(number)
-                parts.append(equations)
-                seen += inside
-                continue
-            try:
-                spans = self._spans(*run)
-            except NotRecoverable as error:
-                if not self.simulates:
-                    raise
-                self.warnings_.append(f"{error}; fitted to simulated latencies instead")
-                simulate.append(partial(_simulated, run, own))
-                simulated.append(number)
-                rough += [own.equations(error.spans)] if error.spans else []
-                continue
-            if _stamped_by_engine(*run):
-                simulate.append(partial(_simulated, run, own))
-                simulated.append(number)
-            parts.append(own.equations(spans))
-            numbers.append(number)
-            seen += [(batch, 1) for batches, _ in spans for batch in batches]
-            self.spans_ += spans
-        equations = _together(space, parts)
-        self._place, self._simulated = _places(numbers, parts), simulated
-        complete = len(parts) == len(runs)
+            self._take(number, run, CoefficientSpace(run[1], client), material)
+        seen, equations = material.seen, _together(space, material.parts)
+        self._place, self._simulated = _places(material.numbers, material.parts), material.simulated
+        complete = len(material.parts) == len(runs)
         if complete and len(equations) < 2 * len(space.names):
             raise InputError(
                 f"{len(equations)} spans of iterations cannot tell {len(space.names)} coefficients; record a longer run"
@@ -214,7 +209,7 @@ class ProfileFit:
         told = _told(space, seen, any(trace.batches is not None for trace, _, _ in runs))
         # What is not learned stays what the base profile says.
         space.spread[~told] = HELD
-        self._learn(space, told, equations, simulate, complete, _together(space, rough))
+        self._learn(space, told, equations, material.simulate, complete, _together(space, material.rough))
         self.sentences_ += _what_was_seen(seen, prompts, self.coefficients_)
         if all(holds_aggregates(trace) for trace, _, _ in runs):
             self.sentences_ += _what_aggregates_tell(self.coefficients_)
@@ -222,6 +217,31 @@ class ProfileFit:
         if self._bounds:
             self._learn_front_end()
         return self
+
+    def _take(self, number: int, run: Run, own: CoefficientSpace, material: _Material) -> None:
+        """Add what one run tells, in the space of its own shapes."""
+        trace = run[0]
+        if holds_aggregates(trace):
+            self._take_aggregates(trace)
+            material.simulated_too(number, partial(_aggregated, run, own))
+            return
+        if trace.batches is not None:
+            equations, inside = self._from_batches(own, *run)
+            material.told_by(number, equations, inside)
+            return
+        try:
+            spans = self._spans(*run)
+        except NotRecoverable as error:
+            if not self.simulates:
+                raise
+            self.warnings_.append(f"{error}; fitted to simulated latencies instead")
+            material.simulated_too(number, partial(_simulated, run, own))
+            material.rough += [own.equations(error.spans)] if error.spans else []
+            return
+        if _stamped_by_engine(*run):
+            material.simulated_too(number, partial(_simulated, run, own))
+        material.told_by(number, own.equations(spans), [(batch, 1) for batches, _ in spans for batch in batches])
+        self.spans_ += spans
 
     @property
     def num_coefficients_(self) -> int:
