@@ -108,7 +108,7 @@ class LogClock:
             return None  # another writer's clock: its distance to this one is unknown
         since = seconds - self._first
         if year is None and since < self._last - 180 * 86400:
-            since += 365 * 86400  # the year turned; a leap day between would be the day after 28 February
+            since += 366 * 86400  # the year turned (a year of no leap day is a day shorter only after February)
         self._last = max(self._last, since)
         return since
 

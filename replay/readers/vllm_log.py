@@ -75,6 +75,7 @@ def _whole(text: str) -> int:
 
 
 _FACTS: tuple[tuple[str, re.Pattern[str], tuple[tuple[str, Callable[[str], Any]], ...]], ...] = (
+    ("█  version ", re.compile(r"█  version (\d+\.\S+)"), (("version", str),)),
     ("API server version", re.compile(r"vLLM API server version v?(\S+)"), (("version", str),)),
     ("LLM engine (v", re.compile(r"LLM engine \(v([^)\s]{1,60})\)"), (("version", str),)),
     (
