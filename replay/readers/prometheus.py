@@ -169,10 +169,12 @@ def _timeline(scrapes: Scrapes, origin: float | None) -> Any:
 
 
 def _increase(samples: Sequence[tuple[int, float]], scrapes: int) -> float:
-    """What a counter grew by, a fall being a restart from 0; with one scrape, since the server's start."""
+    """What a counter grew by, a fall being a restart from 0; with one scrape, since the server's start; or NaN."""
     if scrapes == 1:
         return samples[-1][1]
-    return math.fsum(new - old if new >= old else new for (_, old), (_, new) in pairwise(samples))
+    if not all(math.isfinite(value) for _, value in samples):
+        return math.nan
+    return sum(new - old if new >= old else new for (_, old), (_, new) in pairwise(samples))
 
 
 @dataclass(frozen=True)
@@ -224,14 +226,17 @@ def _histogram(scrapes: Scrapes, metric: str, path: Path) -> Histogram | None:
         except (KeyError, ValueError):
             raise InputError(f"a bin of {name} has no upper end", file=path, field="le") from None
         counts[edge] += _increase(samples, number)
-    total = math.fsum(_increase(one, number) for one in scrapes.values.get(f"{name}_sum", {}).values())
-    count = math.fsum(_increase(one, number) for one in scrapes.values.get(f"{name}_count", {}).values())
+    total, count = (
+        sum(_increase(one, number) for one in scrapes.values.get(f"{name}_{part}", {}).values())
+        for part in ("sum", "count")
+    )
     edges = tuple(sorted(counts))
     listed = tuple(counts[edge] for edge in edges)
-    sound = all(map(math.isfinite, (*listed, total, count))) and not any(map(math.isnan, edges))
-    if not sound or any(later < earlier for earlier, later in pairwise(listed)) or total < 0 or total > MOST_SECONDS:
+    sound = all(map(math.isfinite, (*listed, count))) and 0 <= total <= MOST_SECONDS
+    sound = sound and all(0 <= edge <= MOST_SECONDS or edge == math.inf for edge in edges) and min(listed) >= 0
+    if not sound or any(later < earlier for earlier, later in pairwise(listed)):
         raise InputError("its bins contradict each other: expected counts that rise with le", file=path, field=name)
-    if edges[-1] != math.inf or count <= 0 or listed[-1] <= 0:
+    if edges[-1] != math.inf or listed[-1] < 1:
         return None
     return Histogram(edges, listed, total, listed[-1])
 
