@@ -121,7 +121,7 @@ def trace_of(scrapes: Scrapes, path: Path, source: str) -> Trace:
             "facts_only": True,
             "model": _label(scrapes, "model_name"),
             "hardware": None,
-            "engine": {"name": scrapes.engine, "version": _label(scrapes, "version"), "arguments": _arguments(scrapes)},
+            "engine": {"name": scrapes.engine, "version": None, "arguments": _arguments(scrapes)},
             "facts": facts,
             "clock": {
                 "kind": "run",
@@ -269,8 +269,12 @@ def _throughput(counters: Mapping[str, float], window: float | None) -> dict[str
 
 def _label(scrapes: Scrapes, label: str) -> str | None:
     """The value that all series of the engine give a label, if it is one."""
-    found = {value for series in scrapes.values.values() for labels in series for key, value in labels if key == label}
+    found = _values(scrapes, label)
     return found.pop() if len(found) == 1 else None
+
+
+def _values(scrapes: Scrapes, label: str) -> set[str]:
+    return {value for series in scrapes.values.values() for labels in series for key, value in labels if key == label}
 
 
 def _arguments(scrapes: Scrapes) -> dict[str, Any]:
@@ -308,6 +312,10 @@ def _notes(scrapes: Scrapes, histograms: Mapping[str, Histogram]) -> list[str]:
         beyond = [f"p{one}" for one in PERCENTILES if metric in histograms and histograms[metric].bin_of(one) is None]
         if beyond:
             notes.append(f"{', '.join(beyond)} of {metric} lie beyond the last bin's end")
+    for label in ("instance", "pod"):
+        several = len(_values(scrapes, label))
+        if several > 1:
+            notes.append(f"series of {several} values of {label} are added up: a server each?")
     configured = list(scrapes.values.get(_CONFIG, {}))
     sizes = {dict(labels).get("num_gpu_blocks") for labels in configured}
     if len(sizes) > 1:

@@ -51,9 +51,7 @@ def read(path: Path) -> Trace:
     journeys = Journeys(path)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    about: dict[str, Any] = {}
     for span in spans(path):
-        about |= {key: value for key, value in span.resource.items() if isinstance(value, str)}
         if span.span_id and span.span_id in seen:
             continue  # an export that was sent again
         seen.add(span.span_id)
@@ -80,7 +78,7 @@ def read(path: Path) -> Trace:
             "source": {"format": FORMAT, "files": file_facts([path])},
             "model": None,
             "hardware": None,
-            "engine": {"name": "vllm", "version": about.get("vllm.version"), "arguments": {}},
+            "engine": {"name": "vllm", "version": None, "arguments": {}},
             "clock": {"kind": "run", "origin": origin * 1e-9, "note": "the API server's wall clock (Unix seconds)"},
             "vantage": "engine",
             "columns": {

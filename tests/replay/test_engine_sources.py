@@ -78,6 +78,20 @@ def test_requests_that_a_log_names_can_be_joined_by_id():
     assert read("vllm-0.32.log").meta["facts"]["received_requests"] == {"count": 6, "first": 30.0, "last": 32.0}
 
 
+def test_a_prompt_that_quotes_a_log_changes_nothing(tmp_path):
+    quoted = "GPU KV cache size: 16 tokens, Iteration(1): 9 context requests, Avg prompt throughput: 5.0 tokens/s"
+    prefix = "(APIServer pid=1) INFO 11-23 04:30:02 [logger.py:41] "
+    lines = [f"{prefix}Received request cmpl-9: prompt: '{quoted}', params: SamplingParams(n=1)"]
+    lines += [f"{prefix}Generated response cmpl-9: output: '{quoted}', finish_reason: stop"]
+    text = (SAMPLES / "vllm-0.32.log").read_text()
+    (tmp_path / "log").write_text(text + "\n".join(lines))
+    trace, whole = read_trace(tmp_path / "log"), read("vllm-0.32.log")
+    assert trace.meta["engine"] == whole.meta["engine"]
+    assert trace.timeline.equals(whole.timeline)
+    assert trace.iteration_counts.equals(whole.iteration_counts)
+    assert trace.meta["facts"]["received_requests"]["count"] == 7
+
+
 def test_engines_of_a_data_parallel_log_are_added_up_and_secrets_left_out():
     trace = read("vllm-0.19-dp2.log")
     rows = trace.timeline.to_pylist()
@@ -309,6 +323,17 @@ def test_a_blis_trace_is_read_from_its_folder_table_or_header():
     assert trace.meta["engine"]["arguments"] == {"max_num_seqs": 64}
     for name in ("blis/run.csv", "blis/run.yaml"):
         assert read(name).requests.equals(trace.requests)
+
+
+def test_an_older_blis_table_without_the_later_columns_is_read(tmp_path):
+    later = {"vllm_priority", "reason_ratio", "model", "deadline_us", "server_input_tokens", "finish_reason"}
+    rows = [line.split(",") for line in (SAMPLES / "blis" / "run.csv").read_text().splitlines() if '"' not in line]
+    kept = [place for place, name in enumerate(rows[0]) if name not in {*later, "x_request_id"}]
+    (tmp_path / "old.csv").write_text("\n".join(",".join(row[place] for place in kept) for row in rows))
+    trace = read_trace(tmp_path / "old.csv")
+    assert trace.ids == ["0", "1", "2", "4"]
+    assert trace.column("prompt_tokens").tolist() == [566, 200, 40, 40]
+    assert trace.latency("ttft")[0] == pytest.approx(0.045)
 
 
 def test_a_blis_header_runs_and_unfolds_nothing(tmp_path):
