@@ -302,6 +302,9 @@ def test_a_vcr_capture_without_arrivals_counts_from_each_request(tmp_path):
     trace = read_trace(tmp_path / "v")
     assert trace.clock == "request"
     assert trace.latency("ttft")[0] == pytest.approx(0.04125)
+    (tmp_path / "v").write_text(json.dumps(kept[3]))  # no meta, and a prompt without a full block
+    read_trace(tmp_path / "v").save(tmp_path / "saved")
+    assert read_trace(tmp_path / "saved").column("prompt_tokens").tolist() == [10]
     (tmp_path / "v").write_text("\n".join(map(json.dumps, [kept[1], lines[2]])))
     with pytest.raises(InputError, match=r"line 1: field 'arrival_ms': is missing"):
         read_trace(tmp_path / "v")
