@@ -272,13 +272,17 @@ def _chunks(path: Path) -> dict[str, list[int]]:
 
 def _place(rows: list[dict[str, Any]], sent: bool) -> dict[str, Any]:
     """Put all stamps on one clock; return ``meta.clock``."""
+    # Of requests that were never sent, a run that counts from 1970 says 0.
+    since_1970 = max(row["sent"] for row in rows) > FAR
+    known = [row for row in rows if row["sent"] > 0 or not since_1970] if sent else []
     wanted = min(row["wanted"] for row in rows)
-    begin = min(row["sent"] for row in rows) if sent else wanted
+    begin = min(row["sent"] for row in known) if known else wanted
     # Where the two count from different origins, the constant that makes no request early.
     apart = sent and abs(begin - wanted) > FAR
-    shift = min(row["sent"] - row["wanted"] for row in rows) if apart else 0
+    shift = min(row["sent"] - row["wanted"] for row in known) if apart else 0
     for row in rows:
-        row["arrival"] = ((row["sent"] if sent else row["wanted"]) - begin) / 1e6
+        told = sent and (row["sent"] > 0 or not since_1970)
+        row["arrival"] = ((row["sent"] if told else row["wanted"] + shift) - begin) / 1e6
         row["nominal_arrival"] = (row["wanted"] + shift - begin) / 1e6
         for name in ("first_token", "last_token"):
             if row.get(name) is not None:

@@ -339,6 +339,17 @@ def test_an_older_blis_table_without_the_later_columns_is_read(tmp_path):
     assert trace.latency("ttft")[0] == pytest.approx(0.045)
 
 
+def test_a_blis_request_that_was_never_sent_stands_where_it_was_wanted(tmp_path):
+    shutil.copytree(SAMPLES / "blis", tmp_path / "b")
+    text = (tmp_path / "b" / "run.csv").read_text()
+    assert "151000,1760000000150500,0,0" in text
+    (tmp_path / "b" / "run.csv").write_text(text.replace("151000,1760000000150500,0,0", "151000,0,0,0"))
+    trace = read_trace(tmp_path / "b")
+    # Requests were sent 0.5 ms late at most: the constant is that of the most punctual.
+    assert trace.column("arrival").tolist() == [0.0, 0.052, 0.1005, 0.15, 0.2005]
+    assert trace.statuses[3] == "failed"
+
+
 def test_a_blis_header_runs_and_unfolds_nothing(tmp_path):
     shutil.copytree(SAMPLES / "blis", tmp_path / "b")
     header = (tmp_path / "b" / "run.yaml").read_text()
