@@ -9,11 +9,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiles.errors import InputError
-from replay.readers import batches_csv, canonical, llmservingsim_bench, load_levels, splitwise, vllm_bench
+from replay.readers import (
+    aiperf,
+    batches_csv,
+    canonical,
+    guidellm,
+    inference_perf,
+    llmperf,
+    llmservingsim_bench,
+    llmservingsim_sim,
+    load_levels,
+    perf_analyzer,
+    sglang_bench,
+    splitwise,
+    vllm_bench,
+)
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
-WITH_SELECTIONS = (splitwise, load_levels)
+READERS = (
+    canonical,
+    llmservingsim_bench,
+    vllm_bench,
+    batches_csv,
+    splitwise,
+    load_levels,
+    # Clients' benchmark tools, and another simulator.
+    sglang_bench,
+    aiperf,
+    guidellm,
+    inference_perf,
+    perf_analyzer,
+    llmperf,
+    llmservingsim_sim,
+)
+WITH_SELECTIONS = (splitwise, load_levels, vllm_bench, sglang_bench, guidellm, perf_analyzer)
 """Readers of files that hold several traces."""
 
 
