@@ -25,7 +25,7 @@ from replay.readers.client_requests import (
     name_of,
     optional_tokens,
 )
-from replay.readers.fields import MOST_TOKENS, Record, as_seconds
+from replay.readers.fields import MOST_SECONDS, MOST_TOKENS, Record, as_seconds
 from replay.readers.json_records import keys_of, read_document, stream_array
 from replay.trace import Trace, file_facts
 
@@ -260,6 +260,8 @@ def _aggregates(
     if document.get("benchmark_time_seconds") is not None:
         duration = document.seconds("benchmark_time_seconds", positive=True)
         rates = {"output_tokens_per_s": count * tokens / duration, "requests_per_s": count / duration}
+        if max(rates.values()) > MOST_SECONDS:
+            raise document.error("benchmark_time_seconds", f"expected the seconds that {count} requests took")
         aggregates["throughput"] = {"duration": duration, **rates}
     return aggregates
 

@@ -23,7 +23,10 @@ from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Trace, file_facts, requests_t
 
 FORMAT = "vllm-bench"
 REQUESTS_FILE = ""
-_OWN_KEYS = frozenset({"model_id", "request_throughput", "num_prompts", "input_lens", "backend", "completed", "date"})
+_OWN_KEYS = frozenset(
+    {"model_id", "request_throughput", "date", "backend", "burstiness", "completed", "input_lens", "generated_texts"}
+)
+"""At least one of them begins a result, however its keys are sorted."""
 SGLANG_KEYS = frozenset({"total_output_tokens_retokenized", "sharegpt_output_len", "random_range_ratio"})
 """What SGLang's benchmark writes, whose result is otherwise alike."""
 _DEPLOYMENT = (
