@@ -78,6 +78,7 @@ def read(path: Path) -> Trace:
         requests,
         {**described, "name": name_of(path), "warmed_up": True if warm_up else None},
         clock="the client's wall clock" + (" (sending) and performance counter (chunks)" if raw else ""),
+        base=(base or 0) * 1e-9,
         origins={
             "arrival": "measured: when the client sent it",
             "nominal_arrival": "measured: when AIPerf gave the request its credit",

@@ -60,6 +60,7 @@ def client_trace(
     meta: Mapping[str, Any],
     *,
     clock: str,
+    base: float = 0.0,
     origins: Mapping[str, str],
     notes: Sequence[str] = (),
     files: Sequence[Path] = (),
@@ -79,6 +80,8 @@ def client_trace(
         What the file says besides: ``model``, ``engine``, ``load``, ...
     clock : str
         What the send times were read from.
+    base : float
+        Seconds on that clock from which the send times count.
     origins : mapping
         Of columns that are not plainly measured.
     notes : sequence of str
@@ -119,7 +122,7 @@ def client_trace(
             "vantage": "client",
             "warmed_up": None,
             **meta,
-            "clock": {"kind": kind, "origin": origin, "note": clock},
+            "clock": {"kind": kind, "origin": base + origin if sent else 0.0, "note": clock},
             "columns": {**unknown, **origins},
             "notes": [*notes, *(_SAID[key].format(count) for key, count in counts.items() if key in _SAID)],
         },

@@ -8,7 +8,6 @@ from its source at 0.1 to 0.3.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def detect(path: Path) -> bool:
 
 def selections(path: Path) -> list[str]:
     """Names of a report's benchmarks."""
-    return _names(_benchmarks(path))
+    return _names(_benchmarks(path)[1])
 
 
 def read(path: Path, selection: str | None = None) -> Trace:
@@ -66,7 +65,7 @@ def read(path: Path, selection: str | None = None) -> Trace:
     InputError
         Naming file, request and field of what cannot be used, or the benchmarks if none of several was named.
     """
-    benchmarks = _benchmarks(path)
+    document, benchmarks = _benchmarks(path)
     names = _names(benchmarks)
     place = choose(path, names, selection, "benchmarks")
     benchmark = benchmarks[place]
@@ -83,7 +82,8 @@ def read(path: Path, selection: str | None = None) -> Trace:
         path,
         requests,
         {
-            **_described(benchmark),
+            "model": _model(document, benchmark),
+            "load": _load(benchmark),
             "name": f"{name_of(path)}#{names[place]}" if len(names) > 1 else name_of(path),
         },
         clock="the client's wall clock",
@@ -98,7 +98,7 @@ def read(path: Path, selection: str | None = None) -> Trace:
     )
 
 
-def _benchmarks(path: Path) -> list[Record]:
+def _benchmarks(path: Path) -> tuple[Record, list[Record]]:
     document = read_document(path)
     benchmarks = listed(document, "benchmarks")
     if not benchmarks:
@@ -106,7 +106,7 @@ def _benchmarks(path: Path) -> list[Record]:
     for place, one in enumerate(benchmarks):
         if not isinstance(one, dict):
             raise document.error("benchmarks", f"expected objects, found {found(one)} in place {place + 1}")
-    return [Record(one, path, f"benchmark {place + 1}") for place, one in enumerate(benchmarks)]
+    return document, [Record(one, path, f"benchmark {place + 1}") for place, one in enumerate(benchmarks)]
 
 
 def _names(benchmarks: list[Record]) -> list[str]:
@@ -138,14 +138,24 @@ def _number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < 1e12
 
 
-def _described(benchmark: Record) -> dict[str, Any]:
+def _model(document: Record, benchmark: Record) -> str | None:
+    """The model asked for: in the report's ``config`` (0.8), or in the benchmark's ``worker`` (before)."""
+    for holder, keys in (
+        (document, ("config", "spec", "backend", "model")),
+        (document, ("args", "model")),
+        (benchmark, ("worker", "backend_model")),
+    ):
+        value: Any = holder.values
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value.isprintable():
+            return value
+    return None
+
+
+def _load(benchmark: Record) -> dict[str, Any]:
     strategy = _strategy(benchmark)
-    load = {key: strategy[key] for key in _LOAD if isinstance(strategy.get(key), str) or _number(strategy.get(key))}
-    return {"load": {key: value for key, value in load.items() if not _odd(value)}}
-
-
-def _odd(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    return {key: strategy[key] for key in _LOAD if isinstance(strategy.get(key), str) or _number(strategy.get(key))}
 
 
 def _rows(benchmark: Record) -> Iterator[tuple[Record, str]]:

@@ -82,6 +82,7 @@ def read(path: Path, selection: str | None = None) -> Trace:
         requests,
         {
             "name": f"{name_of(path)}#{names[place]}" if len(names) > 1 else name_of(path),
+            "model": _model(records),
             "load": {
                 "endpoint": _plain(document, "endpoint"),
                 "mode": _plain(load, "mode"),
@@ -89,6 +90,7 @@ def read(path: Path, selection: str | None = None) -> Trace:
             },
         },
         clock="the client's system clock, nanoseconds",
+        base=base * 1e-9,
         origins={
             "arrival": "measured: when the client sent it",
             "prompt_tokens": "measured: by the server, or as token ids",
@@ -97,6 +99,22 @@ def read(path: Path, selection: str | None = None) -> Trace:
         notes=notes,
         format=FORMAT,
     )
+
+
+def _model(records: list[Record]) -> str | None:
+    """The model that the first request asked for."""
+    inputs = records[0].get("request_inputs") if records else None
+    payload = _payload(inputs.get("payload")) if isinstance(inputs, dict) else {}
+    return _plain(Record(payload, records[0].file), "model") if records else None
+
+
+def _payload(text: Any) -> dict[str, Any]:
+    """The body of a request; empty if it is no JSON object."""
+    try:
+        body = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _plain(record: Record, key: str) -> str | None:
@@ -213,13 +231,9 @@ def _has_content(event: dict[str, Any]) -> bool:
 def _token_ids(inputs: Record) -> int | None:
     """Prompt tokens that were sent as ids: ``input_ids``, or a payload whose ``prompt`` is a list of numbers."""
     ids = inputs.get("input_ids")
-    payload = inputs.get("payload")
-    if ids is None and isinstance(payload, str):
-        try:
-            document = json.loads(payload)
-        except (ValueError, RecursionError):
-            return None
-        ids = document.get("prompt", document.get("input_ids")) if isinstance(document, dict) else None
+    if ids is None:
+        body = _payload(inputs.get("payload"))
+        ids = body.get("prompt", body.get("input_ids"))
     if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list):
         ids = ids[0]
     whole = isinstance(ids, list) and all(type(one) is int for one in ids)

@@ -153,7 +153,7 @@ def guidellm() -> dict[str, Any]:
     """A report of GuideLLM 0.8 with one benchmark."""
     return {
         "metadata": {"version": 2, "guidellm_version": "0.8.1", "platform": "Linux"},
-        "config": {"metadata": {"labels": {}}},
+        "config": {"metadata": {"labels": {}}, "spec": {"backend": {"kind": "openai_http", "model": "m/x"}}},
         "benchmarks": [
             {
                 "type_": "generative_benchmark",
@@ -278,7 +278,7 @@ def perf_analyzer_request(index: int, usage: bool = True, **changes: Any) -> dic
     responses.append("data: [DONE]\n\n")
     return {
         "timestamp": sent,
-        "request_inputs": {"payload": json.dumps({"messages": [{"role": "user", "content": "x"}]})},
+        "request_inputs": {"payload": json.dumps({"model": "m/x", "messages": []})},
         "response_timestamps": [sent + (place + 1) * 15_625_000 for place in range(len(responses))],
         "response_outputs": [{"response": one} for one in responses],
         **changes,

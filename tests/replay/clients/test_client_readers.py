@@ -101,6 +101,7 @@ class TestAiperf:
         assert trace.column("nominal_arrival").tolist() == [-0.015625, 0.046875]
         assert trace.lists("token_times")[0] == [0.0625, 0.078125, 0.109375]
         assert trace.clock == "run"
+        assert trace.meta["clock"]["origin"] == (NS + 62_500_000) / 1e9
         assert noted(trace, "1 warm-up requests are left out")
         assert trace.meta["warmed_up"] is True
 
@@ -199,6 +200,7 @@ class TestGuidellm:
         assert not trace.has("token_times")
         assert trace.requests.column("error").to_pylist()[3] == "HTTPStatusError"
         assert trace.meta["load"] == {"type_": "constant", "rate": 8.0}
+        assert trace.meta["model"] == "m/x"
 
     def test_flat_fields_of_old_reports_are_read(self, read):
         trace = read(document(guidellm_old()))
@@ -346,6 +348,7 @@ class TestPerfAnalyzer:
         assert trace.column("prompt_tokens").tolist() == [9, 9]
         assert trace.column("output_tokens").tolist() == [2, 2]
         assert trace.meta["load"] == {"endpoint": "v1/chat/completions", "mode": "concurrency", "value": 2}
+        assert trace.meta["model"] == "m/x"
 
     def test_without_usage_it_says_how_to_get_the_prompts_length(self, read):
         report = perf_analyzer()
