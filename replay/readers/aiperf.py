@@ -13,9 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from profiles.errors import InputError, found
 from replay.readers.client_requests import (
     ClientRequest,
+    as_times,
     below,
     client_trace,
     listed,
@@ -26,7 +29,7 @@ from replay.readers.client_requests import (
 )
 from replay.readers.fields import Record, as_seconds
 from replay.readers.json_records import keys_of, read_document, stream_lines
-from replay.trace import Trace
+from replay.trace import Floats, Trace
 
 FORMAT = "aiperf"
 REQUESTS_FILE = "profile_export.jsonl"
@@ -136,9 +139,7 @@ def _measured(record: Record, metadata: Record, base: int, index: int) -> tuple[
         return one, retokenised
     gaps = _gaps(metrics)
     if gaps is not None:
-        one.times = [first]
-        for gap in gaps:
-            one.times.append(one.times[-1] + gap)
+        one.times = np.cumsum([first, *gaps])
     elif one.last is not None and one.last < first - SLACK:
         raise record.error("metrics.request_latency", f"expected at least the TTFT ({first:g} s), found {one.last:g} s")
     one.first, one.last = first, max(first, one.last or first)
@@ -175,13 +176,15 @@ def _time(metrics: Record, name: str, value: Any, unit: float) -> float:
     return as_seconds(value, False, lambda message: metrics.error(f"metrics.{name}", message), unit)
 
 
-def _gaps(metrics: Record) -> list[float] | None:
+def _gaps(metrics: Record) -> Floats | None:
     values, unit = _metric(metrics, "inter_chunk_latency")
     if values is None:
         return None
     if not isinstance(values, list):
         raise metrics.error("metrics.inter_chunk_latency", f"expected an array, found {found(values)}")
-    return [_time(metrics, "inter_chunk_latency", one, unit) for one in values]
+    if not unit:
+        raise metrics.error("metrics.inter_chunk_latency", f"expected a unit of {', '.join(UNITS)}")
+    return as_times(values, lambda message: metrics.error("metrics.inter_chunk_latency", message), unit)
 
 
 def _raw(record: Record, metadata: Record, base: int, index: int) -> tuple[ClientRequest, bool]:
@@ -215,7 +218,7 @@ def _raw(record: Record, metadata: Record, base: int, index: int) -> tuple[Clien
             row=record.row,
             field="responses",
         )
-    one.times = times or None
+    one.times = np.array(times)
     return one, False
 
 

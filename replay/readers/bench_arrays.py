@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from profiles.errors import InputError, found
+from replay.readers.client_requests import as_times, list_column
 from replay.readers.fields import Record, as_seconds, as_text, as_tokens
 from replay.trace import Floats
 
@@ -65,7 +66,7 @@ def request_columns(rows: list[dict[str, Any]], origin: float | None) -> dict[st
         "arrival": None if origin is None else [row["sent"] - origin for row in rows],
         "first_token": [None if one is None else float(one[0]) for one in stamps],
         "last_token": [None if one is None else float(one[-1]) for one in stamps],
-        "token_times": [None if one is None else one.tolist() for one in stamps],
+        "token_times": list_column(stamps),
         "prompt_tokens": [row["prompt"] for row in rows],
         "output_tokens": [row["output"] for row in rows],
     }
@@ -85,7 +86,7 @@ def _request(record: Record, arrays: dict[str, list[Any]], index: int, chat: boo
     gaps = arrays["itls"][index]
     if not isinstance(gaps, list):
         raise error("itls")(f"expected an array of seconds, found {found(gaps)}")
-    times: Floats = np.cumsum([ttft, *(as_seconds(gap, False, error("itls")) for gap in gaps)])
+    times: Floats = np.cumsum([ttft, *as_times(gaps, error("itls"))])
     said = as_tokens(arrays["output_lens"][index], 0, error("output_lens"))
     row: dict[str, Any] = {
         "prompt": as_tokens(arrays["input_lens"][index], 0, error("input_lens")),

@@ -6,14 +6,17 @@ when chunks came, how many tokens went in and out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from profiles.errors import InputError, found
-from replay.readers.fields import Record, as_text
-from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Trace, file_facts, requests_table
+from replay.readers.fields import MOST_SECONDS, Record, as_seconds, as_text
+from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Floats, Trace, file_facts, requests_table
 
 MOST_NANOSECONDS = 2**63
 
@@ -33,7 +36,7 @@ class ClientRequest:
         Seconds on the file's clock; None in a file that does not say when requests were sent.
     nominal : float, optional
         When the workload wanted it sent, on the same clock.
-    times : list of float, optional
+    times : array, optional
         Seconds from its sending to each chunk with content, ascending.
     first, last : float, optional
         The same for the first and last chunk, where the others are not known.
@@ -48,7 +51,7 @@ class ClientRequest:
     error: str | None = None
     sent: float | None = None
     nominal: float | None = None
-    times: list[float] | None = None
+    times: Floats | None = None
     first: float | None = None
     last: float | None = None
     cached: int | None = None
@@ -105,12 +108,13 @@ def client_trace(
     if sent:
         requests = sorted(requests, key=lambda one: one.sent or 0.0)
     counts: dict[str, int] = {}
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, Any] = {}
     for one in requests:
         for name, value in _row(one, origin if sent else None, counts).items():
             columns.setdefault(name, []).append(value)
     kind = RUN_CLOCK if sent else REQUEST_CLOCK
     unknown = {} if sent else {"arrival": "unknown: the file does not say when requests were sent"}
+    columns["token_times"] = list_column(columns["token_times"])
     return Trace(
         requests_table(columns, len(requests)),
         {
@@ -139,9 +143,9 @@ _SAID = {
 
 def _row(one: ClientRequest, origin: float | None, counts: dict[str, int]) -> dict[str, Any]:
     status, output = one.status, one.output
-    times = one.times if status == "ok" and one.times else None
-    first = times[0] if times else one.first
-    last = times[-1] if times else one.last
+    times = one.times if status == "ok" and one.times is not None and one.times.size else None
+    first = one.first if times is None else float(times[0])
+    last = one.last if times is None else float(times[-1])
     if status == "failed":
         output = first = last = None
     elif status == "unfinished":
@@ -149,7 +153,7 @@ def _row(one: ClientRequest, origin: float | None, counts: dict[str, int]) -> di
     elif not output and first is None:
         status, output, last = "silent", 1, None
         counts["silent"] = counts.get("silent", 0) + 1
-    elif times:
+    elif times is not None:
         if output is not None and output < len(times):
             counts["recounted"] = counts.get("recounted", 0) + 1
         output = max(output or 0, len(times))
@@ -164,7 +168,7 @@ def _row(one: ClientRequest, origin: float | None, counts: dict[str, int]) -> di
         "arrival": None if origin is None else begin,
         "first_token": None if first is None else begin + first,
         "last_token": None if last is None else begin + last,
-        "token_times": None if times is None else [begin + time for time in times],
+        "token_times": None if times is None else times + begin,
         "prompt_tokens": one.prompt,
         "output_tokens": output,
         "cached_tokens": one.cached,
@@ -182,6 +186,24 @@ def name_of(path: Path) -> str:
 def name_run(number: int) -> str:
     """Return what one of several runs in a file is called (from 0)."""
     return f"run-{number + 1}"
+
+
+def list_column(rows: Sequence[Floats | None]) -> pa.Array:
+    """Return a column of lists, without a Python object for each value."""
+    present = [row for row in rows if row is not None]
+    ends = np.cumsum([0, *(0 if row is None else row.size for row in rows)])
+    values = pa.array(np.concatenate(present) if present else np.empty(0), pa.float64())
+    missing = pa.array([row is None for row in rows], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values, mask=missing)
+
+
+def as_times(values: list[Any], error: Callable[[str], InputError], unit: float = 1.0) -> Floats:
+    """Check foreign values to be sensible times, and return them in seconds, shape (n,)."""
+    if {type(value) for value in values} <= {float}:
+        times: Floats = np.asarray(values, dtype=np.float64) * unit
+        if np.all((times >= 0) & (times <= MOST_SECONDS)):
+            return times
+    return np.array([as_seconds(value, False, error, unit) for value in values], dtype=np.float64)
 
 
 def choose(path: Path, names: Sequence[str], selection: str | None, what: str) -> int:

@@ -9,15 +9,17 @@ counted from the text. Checked against files of inference-perf 0.7.0; older ones
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from profiles.errors import InputError, found
 from profiles.yaml_files import read_mapping
 from replay.load_level import MOST_REQUESTS, LoadLevel
 from replay.readers.client_requests import (
     ClientRequest,
+    as_times,
     below,
     client_trace,
     listed,
@@ -25,9 +27,9 @@ from replay.readers.client_requests import (
     name_of,
     optional_tokens,
 )
-from replay.readers.fields import MOST_SECONDS, MOST_TOKENS, Record, as_seconds
+from replay.readers.fields import MOST_SECONDS, MOST_TOKENS, Record
 from replay.readers.json_records import keys_of, read_document, stream_array
-from replay.trace import Trace, file_facts
+from replay.trace import Floats, Trace, file_facts
 
 FORMAT = "inference-perf"
 REQUESTS_FILE = "per_request_lifecycle_metrics.json"
@@ -132,9 +134,7 @@ def _asked(record: Record) -> int | None:
     return value if type(value) is int and 1 <= value <= MOST_TOKENS else None
 
 
-def _times(
-    record: Record, response: Record, sent: float, output: int | None, counts: dict[str, int]
-) -> list[float] | None:
+def _times(record: Record, response: Record, sent: float, output: int | None, counts: dict[str, int]) -> Floats:
     """Seconds from sending to each chunk."""
     name = "chunk_times" if response.get("chunk_times") else "output_token_times"
     values = listed(response, name)
@@ -142,16 +142,16 @@ def _times(
     def error(message: str) -> InputError:
         return record.error(f"info.{name}", message)
 
-    stamps = [as_seconds(one, False, error) for one in values]
-    if any(after < before for before, after in pairwise([sent, *stamps])):
+    stamps = as_times(values, error)
+    if np.any(np.diff(stamps, prepend=sent) < 0):
         raise error("expected stamps that ascend from start_time")
     if name == "output_token_times":
         # A chunk's stamp is repeated for each token that its text has.
-        stamps = [one for place, one in enumerate(stamps) if not place or one > stamps[place - 1]]
-        if output and output > 1 and len(stamps) >= DOUBLED * output:
+        stamps = stamps[np.diff(stamps, prepend=-1.0) > 0]
+        if output and output > 1 and stamps.size >= DOUBLED * output:
             counts["doubled"] += 1
             stamps = stamps[::2][:output]
-    return [one - sent for one in stamps] or None
+    return stamps - sent
 
 
 def _described(config: Path) -> dict[str, Any]:

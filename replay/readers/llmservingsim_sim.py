@@ -11,6 +11,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from profiles.errors import InputError, found
 from replay.readers.client_requests import ClientRequest, client_trace
 from replay.readers.fields import LONGEST_FIELD, MOST_SECONDS, MOST_TOKENS
@@ -114,11 +116,12 @@ def _request(path: Path, line: int, row: dict[str, str]) -> ClientRequest:
     text = row["ITL"].strip()
     if not (text.startswith("[") and text.endswith("]")):
         raise InputError(f"expected a list of nanoseconds, found {found(text)}", file=path, row=line, field="ITL")
-    gaps = [whole("ITL", one.strip(), longest) for one in text[1:-1].split(",") if one.strip()]
+    parts = [one.strip() for one in text[1:-1].split(",")] if text[1:-1].strip() else []
+    gaps = [whole("ITL", one, longest) for one in parts]
     times = [first]
     for gap in gaps:
         times.append(times[-1] + gap)
     if abs(arrival + times[-1] - end) > ROUNDED * (len(times) + 1):
         reason = f"expected arrival + TTFT + ITL = {arrival + times[-1]}, found {end} (the gaps do not add up)"
         raise InputError(reason, file=path, row=line, field="end_time")
-    return ClientRequest(row["request id"], prompt, output, sent=arrival * 1e-9, times=[one * 1e-9 for one in times])
+    return ClientRequest(row["request id"], prompt, output, sent=arrival * 1e-9, times=np.array(times) * 1e-9)

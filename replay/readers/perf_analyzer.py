@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from profiles.errors import InputError, found
 from replay.readers.client_requests import (
     ClientRequest,
@@ -166,7 +168,7 @@ def _request(record: Record, base: int, index: int) -> tuple[ClientRequest, bool
             row=record.row,
             field="usage",
         )
-    one.times = times or None
+    one.times = np.array(times)
     return one, one.output is None and bool(times)
 
 
