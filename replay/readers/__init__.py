@@ -24,6 +24,7 @@ from replay.readers import (
     splitwise,
     vllm_bench,
 )
+from replay.readers.opening import HEAD, open_bytes
 from replay.trace import Trace, check_requests
 
 READERS = (
@@ -83,6 +84,10 @@ def read_trace(path: Path, selection: str | None = None) -> Trace:
                 if selection is not None:
                     raise InputError(f"holds one trace: #{selection} selects nothing", file=path)
                 return check_requests(_with_origins(reader.read(path)), requests)
+        if path.is_file():
+            # One that is damaged, or may not be read, shows no reader anything: say that instead.
+            with open_bytes(path) as stream:
+                stream.read(HEAD)
     except PermissionError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     known = ", ".join(reader.FORMAT for reader in READERS)

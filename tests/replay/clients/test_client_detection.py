@@ -1,9 +1,11 @@
 """Each file is known by exactly one reader, whatever it is called and however it is packed."""
 
 import json
+import os
 
 import pytest
 
+from profiles.errors import InputError
 from replay.readers import READERS, read_trace
 
 PACKED = ["plain", "gzip", "zstd"]
@@ -105,3 +107,21 @@ def test_a_file_that_breaks_off_in_its_first_bytes_is_known_by_one_reader_at_mos
     for size in range(1, min(len(content), 400), 23):
         path.write_bytes(content[:size])
         assert len([reader for reader in READERS if reader.detect(path)]) <= 1, content[:size]
+
+
+@pytest.mark.parametrize("packed", ["gzip", "zstd"])
+def test_a_damaged_packed_file_is_called_damaged(known, packer, tmp_path, packed):
+    path = tmp_path / "cut"
+    path.write_bytes(packer[packed](known["aiperf"][1])[:-20])
+    with pytest.raises(InputError, match=r"cannot be unpacked") as caught:
+        read_trace(path)
+    assert caught.value.file == path
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_called_so(known, tmp_path):
+    path = tmp_path / "closed"
+    path.write_bytes(known["aiperf"][1])
+    path.chmod(0)
+    with pytest.raises(InputError, match=r"cannot be read"):
+        read_trace(path)
