@@ -189,7 +189,9 @@ class CoefficientSpace:
         """One equation a span."""
         rows = [np.sum([self.features(batch) for batch in batches], axis=0) for batches, _ in spans]
         seconds = np.array([one for _, one in spans])
-        return Equations(np.reshape(rows, (len(rows), len(self.names))), seconds, 1 / np.sqrt(np.maximum(seconds, SHORTEST)))
+        return Equations(
+            np.reshape(rows, (len(rows), len(self.names))), seconds, 1 / np.sqrt(np.maximum(seconds, SHORTEST))
+        )
 
     def sums(self, trace: Trace) -> BatchSums:
         """Features of each batch of a trace: the sums over its iterations, and the call's own."""

@@ -152,7 +152,7 @@ def _levels(report: Report) -> RenderableType:
         whole = "makespan, s" if report.trace.batches is None else "all batches, s"
         label = {"output_tokens_per_s": "output tokens/s", "makespan": whole}[name]
         measured, predicted = (_plain(values[side]) for side in ("measured", "predicted"))
-        low, high = report.comparison.throughput_ci95[name]
+        low, high = report.comparison.throughput_ci95.get(name, (math.nan, math.nan))
         within = "" if math.isnan(low) else f" ({_signed(low)} to {_signed(high)})"
         lines.append(f"{label}: {measured} measured, {predicted} predicted, {_signed(values['error'])}{within}")
     return Group(table, Text("\n".join(lines)))

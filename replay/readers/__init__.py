@@ -10,13 +10,20 @@ from pathlib import Path
 
 from profiles.errors import InputError
 from replay.readers import (
+    aiperf,
     batches_csv,
     blis_trace,
     canonical,
+    guidellm,
+    inference_perf,
+    llmperf,
     llmservingsim_bench,
+    llmservingsim_sim,
     load_levels,
+    perf_analyzer,
     prometheus_range,
     prometheus_text,
+    sglang_bench,
     sglang_log,
     splitwise,
     vllm_bench,
@@ -24,6 +31,7 @@ from replay.readers import (
     vllm_otlp,
     vllm_vcr,
 )
+from replay.readers.opening import HEAD, open_bytes
 from replay.trace import Trace, check_requests
 
 READERS = (
@@ -33,6 +41,15 @@ READERS = (
     batches_csv,
     splitwise,
     load_levels,
+    # Clients' benchmark tools, and another simulator.
+    sglang_bench,
+    aiperf,
+    guidellm,
+    inference_perf,
+    perf_analyzer,
+    llmperf,
+    llmservingsim_sim,
+    # What engines and servers write.
     blis_trace,
     vllm_vcr,
     vllm_otlp,
@@ -41,7 +58,7 @@ READERS = (
     prometheus_text,
     prometheus_range,
 )
-WITH_SELECTIONS = (splitwise, load_levels)
+WITH_SELECTIONS = (splitwise, load_levels, vllm_bench, sglang_bench, guidellm, perf_analyzer)
 """Readers of files that hold several traces."""
 
 
@@ -82,6 +99,10 @@ def read_trace(path: Path, selection: str | None = None) -> Trace:
                 if selection is not None:
                     raise InputError(f"holds one trace: #{selection} selects nothing", file=path)
                 return check_requests(_with_origins(reader.read(path)), requests)
+        if path.is_file():
+            # One that is damaged, or may not be read, shows no reader anything: say that instead.
+            with open_bytes(path) as stream:
+                stream.read(HEAD)
     except PermissionError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     known = ", ".join(reader.FORMAT for reader in READERS)

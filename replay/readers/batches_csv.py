@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from profiles.errors import InputError, found
 from replay.readers.fields import Record, as_tokens, parse_json, read_object, read_rows
+from replay.readers.opening import head
 from replay.trace import BATCHES, Trace, file_facts, requests_table
 
 FORMAT = "batches-csv"
@@ -33,8 +34,7 @@ def detect(path: Path) -> bool:
     """Whether a file is of this format: its first line names the columns."""
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
-        names = stream.readline(4096).decode("utf-8-sig", "replace").strip().split(",")
+    names = head(path).partition(b"\n")[0].decode("utf-8-sig", "replace").strip().split(",")
     return {"input_lens", "output_lens", "batch_e2e_ms"} <= set(names)
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from profiles.errors import InputError, found
+from replay.readers.opening import open_text
 
 MOST_TOKENS = 10**9
 MOST_SECONDS = 1e12
 LONGEST_FIELD = 2**24
 """Characters of one field of a CSV; lists of lengths are long."""
+LONGEST_TEXT = 2**32
+"""Bytes of a packed file that is read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def first_line(error: Exception) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text.
+    """Return a UTF-8 file's text, unpacked if it is compressed.
 
     Raises
     ------
@@ -114,7 +117,8 @@ def read_text(path: Path) -> str:
         If it cannot be read, is not UTF-8 or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_text(path, LONGEST_TEXT) as stream:
+            text = stream.read()
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from profiles.errors import InputError, found
 from replay.block_hashes import chain
 from replay.clocks import Floats, align_arrivals
 from replay.readers.fields import Record, as_text, first_line, read_lines, read_object
+from replay.readers.opening import head
 from replay.trace import TIMELINE, Trace, file_facts, requests_table
 
 FORMAT = "llmservingsim-bench"
@@ -30,12 +31,10 @@ STAMPS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 
 def detect(path: Path) -> bool:
     """Whether a folder, or a ``requests.jsonl``, is of this format."""
-    requests = path / REQUESTS_FILE if path.is_dir() else path
-    if not requests.is_file() or requests.suffix != ".jsonl":
-        return False
-    with requests.open("rb") as stream:
-        head = stream.read(4096)
-    return path.is_dir() or (b'"queued_ts"' in head and b'"input_toks"' in head)
+    if path.is_dir():
+        return (path / REQUESTS_FILE).is_file()
+    start = head(path, 4096) if path.is_file() else b""
+    return b'"queued_ts"' in start and b'"input_toks"' in start
 
 
 def read(path: Path) -> Trace:

@@ -14,6 +14,7 @@ from typing import Any
 from profiles.errors import InputError, found
 from replay.load_level import METRICS, MOST_REQUESTS, LoadLevel
 from replay.readers.fields import MOST_TOKENS, Record, parse_json, read_text
+from replay.readers.opening import head
 from replay.trace import Trace, file_facts
 
 FORMAT = "load-levels"
@@ -36,11 +37,10 @@ def detect(path: Path) -> bool:
     """Whether a file holds a table of load levels."""
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
-        head = stream.read(4096).decode("utf-8-sig", errors="replace").lstrip()
-    if head.startswith("{"):
-        return f'"{SCHEMA}"' in head
-    names = [name.strip() for name in head.partition("\n")[0].split(",")]
+    start = head(path, 4096).decode("utf-8-sig", errors="replace").lstrip()
+    if start.startswith("{"):
+        return f'"{SCHEMA}"' in start
+    names = [name.strip() for name in start.partition("\n")[0].split(",")]
     return bool({"rate", "concurrency"} & set(names)) and any(map(_is_measured, names))
 
 

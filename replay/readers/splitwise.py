@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from profiles.errors import InputError, found
 from replay.readers.fields import Record, read_rows
+from replay.readers.opening import head
 from replay.trace import BATCHES, Trace, file_facts, requests_table
 
 FORMAT = "splitwise-perf-model"
@@ -34,8 +35,7 @@ def detect(path: Path) -> bool:
     """Whether a file is of this format: its first line names the columns."""
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
-        names = stream.readline(4096).decode("utf-8-sig", "replace").strip().split(",")
+    names = head(path).partition(b"\n")[0].decode("utf-8-sig", "replace").strip().split(",")
     return {"prompt_size", "token_size", "prompt_time", "token_time"} <= set(names)
 
 

@@ -1,6 +1,7 @@
 """``vllm bench serve`` without ``--save-detailed``: one load level, of which the file holds aggregates only.
 
 Latencies are ``{mean,median,std,p<k>}_{ttft,tpot,itl,e2el}_ms``, as many as the run asked for; lengths are totals.
+SGLang's ``bench_serving`` without ``--output-details`` writes the same, with ``e2e_latency`` for ``e2el``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from replay.load_level import MOST_REQUESTS, LoadLevel
 from replay.readers.fields import Record
 from replay.trace import Trace
 
-_STATISTIC = re.compile(r"(mean|median|std|p\d{1,2}(?:\.\d+)?)_(ttft|tpot|itl|e2el)_ms")
+_STATISTIC = re.compile(r"(mean|median|std|p\d{1,2}(?:\.\d+)?)_(ttft|tpot|itl|e2el|e2e_latency)_ms")
 _THROUGHPUT = {
     "duration": "duration",
     "output_throughput": "output_tokens_per_s",
@@ -28,7 +29,7 @@ def is_summary(record: Record) -> bool:
     return all(record.get(name) is None for name in arrays) and any(map(_STATISTIC.fullmatch, record.values))
 
 
-def summary_trace(record: Record, meta: dict[str, Any]) -> Trace:
+def summary_trace(record: Record, meta: dict[str, Any], details: str = "--save-detailed") -> Trace:
     """Return the load level's trace.
 
     Parameters
@@ -37,6 +38,8 @@ def summary_trace(record: Record, meta: dict[str, Any]) -> Trace:
         The file.
     meta : dict
         What the file says of model and engine.
+    details : str
+        The option that would have written every request.
 
     Raises
     ------
@@ -66,7 +69,7 @@ def summary_trace(record: Record, meta: dict[str, Any]) -> Trace:
         if whole
         else "assumed: all alike at the mean of the totals"
     )
-    notes = ["the file holds aggregates (no --save-detailed): requests are drawn, and compared as aggregates only"]
+    notes = [f"the file holds aggregates (no {details}): requests are drawn, and compared as aggregates only"]
     if not whole:
         notes.append(
             f"of the lengths only the means are known ({prompt / count:.1f} prompt, {output / count:.1f} output "
@@ -83,6 +86,8 @@ def _rate(record: Record) -> float | None:
     rate = record.get("request_rate")
     if rate is None or rate == "inf" or rate == math.inf:
         return None
+    if rate == "trace":
+        raise record.error("request_rate", "is trace: send times came from a workload file, and cannot be drawn")
     return _positive(record, "request_rate", None)
 
 
@@ -102,7 +107,7 @@ def _aggregates(record: Record) -> dict[str, dict[str, float]]:
         if match is None or value is None:
             continue
         statistic = {"median": "p50"}.get(match[1], match[1])
-        metric = {"e2el": "e2e"}.get(match[2], match[2])
+        metric = {"e2el": "e2e", "e2e_latency": "e2e"}.get(match[2], match[2])
         aggregates.setdefault(metric, {})[statistic] = record.seconds(key, unit=1e-3)
     for key, name in _THROUGHPUT.items():
         if record.get(key) is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from profiles.errors import InputError
-from replay.readers import read_trace
+from replay.readers import read_trace, selections
 from replay.trace import REQUESTS
 
 
@@ -241,12 +241,41 @@ def test_a_description_of_the_wrong_type_is_refused(serve_result, read, field, v
     assert caught.value.field == field
 
 
-def test_appended_runs_are_refused_with_the_way_to_split_them(serve_result, tmp_path):
+def test_each_of_several_appended_runs_is_a_trace(serve_result, tmp_path):
     path = tmp_path / "runs.json"
-    line = json.dumps(serve_result().document)
-    path.write_text(f"{line}\n{line}\n")
-    with pytest.raises(InputError, match=r"holds 2 runs \(--append-result\); give each its own file"):
+    first, second = serve_result(), serve_result(failed=(1,))
+    path.write_text("".join(json.dumps(one.document) + "\n" for one in (first, second)))
+    with pytest.raises(
+        InputError, match=r"holds 2 runs \(--append-result\); name one: runs.json#run-1, runs.json#run-2"
+    ):
         read_trace(path)
+    with pytest.raises(InputError, match=r"holds no 'run-3' among its 2 runs"):
+        read_trace(path, "run-3")
+    assert selections(path) == ["run-1", "run-2"]
+    assert [(read_trace(path, one).statuses == "failed").sum() for one in selections(path)] == [0, 1]
+    assert read_trace(path, "run-2").name == "runs#run-2"
+
+
+def test_an_error_in_an_appended_run_names_its_line(serve_result, tmp_path):
+    path = tmp_path / "runs.json"
+    second = serve_result()
+    second.document["ttfts"][2] = -1
+    path.write_text(json.dumps(serve_result().document) + "\n" + json.dumps(second.document) + "\n")
+    with pytest.raises(InputError) as caught:
+        read_trace(path, "run-2")
+    assert (caught.value.row, caught.value.field) == ("line 2: request 2", "ttfts")
+
+
+def test_the_wait_for_a_place_gives_when_a_request_was_wanted(serve_result, read):
+    sample = serve_result()
+    sample.document |= {
+        "queue_times": [0.0, 0.0, 0.25, 0.5, 0.0],
+        "latencies": [0.125, 0.15625, 0.09375, 0.046875, 0.1],
+    }
+    trace = read(sample)
+    assert trace.column("nominal_arrival").tolist() == [0.125, 0.0, 0.25, 0.75, 2.0]
+    assert trace.column("arrival").tolist() == [0.125, 0.0, 0.5, 1.25, 2.0]
+    assert trace.meta["columns"]["nominal_arrival"].startswith("reconstructed")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9, 0.999])
