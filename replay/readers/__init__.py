@@ -9,11 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiles.errors import InputError
-from replay.readers import batches_csv, canonical, llmservingsim_bench, load_levels, splitwise, vllm_bench
+from replay.readers import (
+    batches_csv,
+    canonical,
+    llmservingsim_bench,
+    load_levels,
+    recording,
+    splitwise,
+    vllm_bench,
+)
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
-WITH_SELECTIONS = (splitwise, load_levels)
+READERS = (canonical, recording, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
+WITH_SELECTIONS = (splitwise, load_levels, recording)
 """Readers of files that hold several traces."""
 
 

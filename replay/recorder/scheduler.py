@@ -1,0 +1,358 @@
+"""Taking notes around vLLM's scheduler.
+
+Only the public interface of a scheduler is overridden (``schedule``, ``update_from_output``, ``add_request``,
+``finish_requests``, ``reset_prefix_cache``, ``shutdown``: ``vllm.v1.core.sched.interface``), and the class that vLLM
+would have chosen is subclassed, so that the loop stays what it was. A note that cannot be taken ends the recording,
+never the serving.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replay.recorder import facts
+from replay.recorder.hashes import chain, extra_of, salt
+from replay.recorder.writer import FORMAT, Writer, log
+
+FOLDER = "SERVECAL_RECORDING"
+TOKEN_IDS = "SERVECAL_RECORDING_TOKEN_IDS"
+MOST_IN_FLIGHT = 64
+"""Steps scheduled and not updated from that are remembered; vLLM has one to a few."""
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
+
+
+class RecordingScheduler:
+    """What ``--scheduler-cls`` names: makes vLLM's own scheduler, synchronous or asynchronous, that takes notes."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        base = own_scheduler(kwargs["vllm_config"] if "vllm_config" in kwargs else args[0])
+        return type(f"Recording{base.__name__}", (Notes, base), {"__module__": __name__})(*args, **kwargs)
+
+
+def own_scheduler(config: Any) -> type:
+    """Return the scheduler class that vLLM would have chosen by itself for this ``VllmConfig``."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    if getattr(config.scheduler_config, "async_scheduling", False):
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+        return AsyncScheduler  # type: ignore[no-any-return]
+    return Scheduler  # type: ignore[no-any-return]
+
+
+def _guarded(note: Callable[..., None]) -> Callable[..., None]:
+    """Let a failing note end the recording with one line in the log."""
+
+    @functools.wraps(note)
+    def guarded(self: Recorder, *args: Any) -> None:
+        if not self.alive:
+            return
+        try:
+            note(self, *args)
+        except Exception as error:
+            self.fail(error)
+
+    return guarded
+
+
+class Recorder:
+    """What is noted of one engine core, as records of a ``Writer``.
+
+    Parameters
+    ----------
+    scheduler : object
+        The scheduler, fully made.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.alive = False
+        self._scheduler = scheduler
+        self._handles: dict[str, int] = {}
+        self._next = 0
+        self._in_flight: dict[int, tuple[Any, ...]] = {}
+        self._idle_calls = 0
+        self._spent = 0.0
+        self._writer: Writer | None = None
+        try:
+            self._start(scheduler)
+        except Exception as error:
+            self.fail(error)
+
+    def _start(self, scheduler: Any) -> None:
+        config = scheduler.vllm_config
+        pool = getattr(scheduler.kv_cache_manager, "block_pool", None)
+        self._free = getattr(pool, "get_num_free_blocks", lambda: None)
+        self._key = salt()
+        self._token_ids = os.environ.get(TOKEN_IDS, "") not in ("", "0")
+        blocks = getattr(pool, "num_gpu_blocks", None)
+        self._block_size = int(getattr(scheduler, "block_size", None) or config.cache_config.block_size)
+        run = str(getattr(config, "instance_id", "") or os.getppid())
+        rank = int(getattr(config.parallel_config, "data_parallel_rank", 0) or 0)
+        folder = Path(os.environ.get(FOLDER) or f"servecal-recording-{run}")
+        folder.mkdir(parents=True, exist_ok=True)
+        import vllm
+
+        first = {
+            "format": FORMAT,
+            "run": run,
+            "rank": rank,
+            "pid": os.getpid(),
+            "engine": {
+                "name": "vllm",
+                "version": vllm.__version__,
+                "arguments": facts.arguments(config, blocks, self._block_size),
+            },
+            "loop": "asynchronous" if _runs_ahead(config) else "synchronous",
+            "model": facts.plain(config.model_config.model),
+            "model_config": facts.shape(config),
+            "machine": facts.machine(),
+            "clock": facts.clocks(),
+            "block_size": self._block_size,
+        }
+        self._writer = Writer(folder / f"engine-dp{rank}-{os.getpid()}.jsonl.gz", first)
+        self._clock_told = time.monotonic()
+        self.alive = True
+        atexit.register(self.close)
+        log.warning("servecal: recording to %s", self._writer.path)
+
+    def fail(self, error: Exception) -> None:
+        """Stop recording, and say why once."""
+        self.alive = False
+        reason = f"{type(error).__name__}: {error}"[:300]
+        log.warning("servecal: recording ended: %s", reason)
+        if self._writer is not None:
+            self._writer.put(lambda: {"failed": reason}, 1)
+
+    def close(self) -> None:
+        """Write everything and the end mark."""
+        if self._writer is not None:
+            ended = {"end": time.monotonic(), "idle_calls": self._idle_calls, "noting_seconds": round(self._spent, 6)}
+            self._writer.close(ended | {"clock": facts.clocks()})
+
+    def _put(self, encode: Callable[[], dict[str, Any] | None], size: int) -> None:
+        assert self._writer is not None
+        self._writer.put(encode, size)
+
+    @_guarded
+    def added(self, request: Any, now: float) -> None:
+        """Note a request that the scheduler has queued."""
+        if request.request_id in self._handles:
+            return  # A further piece of a streamed input.
+        handle = self._handles[request.request_id] = self._next
+        self._next += 1
+        record: dict[str, Any] = {
+            "request": handle,
+            "id": request.request_id,
+            "arrival": request.arrival_time,
+            "queued": now,
+            "prompt_tokens": request.num_prompt_tokens,
+            "max_tokens": request.max_tokens,
+            "priority": getattr(request, "priority", 0),
+        }
+        tokens, extra = request.prompt_token_ids, extra_of(request)
+        size, key, ids = self._block_size, self._key, self._token_ids
+
+        def encode() -> dict[str, Any]:
+            if tokens is not None:
+                record["block_hashes"] = chain(tokens, size, key, extra)
+                if ids:
+                    record["prompt_token_ids"] = list(tokens)
+            return record
+
+        # The prompt's list lives as long as the request in any case, unless the disk falls behind.
+        self._put(encode, 16 + (len(tokens) if tokens is not None else 0))
+        self._spent += time.monotonic() - now
+
+    @_guarded
+    def scheduled(self, output: Any, called: float, returned: float, before: tuple[Any, int]) -> None:
+        """Note what a schedule call composed; it is written when its output is in."""
+        counts = output.num_scheduled_tokens
+        if not counts:
+            self._idle_calls += 1
+            return
+        scheduler, handles = self._scheduler, self._handles
+        requests = scheduler.requests
+        ids = list(counts)
+        scheduled = list(counts.values())
+        # `schedule` has counted the new tokens as computed already. The dict keeps the order of scheduling.
+        computed = [requests[one].num_computed_tokens - new for one, new in counts.items()]
+        places = array("q", [handles[one] for one in ids])
+        preempted = [handles[one] for one in _preempted(scheduler, output, before) if one in handles]
+        running, waiting = _counts(scheduler)
+        if len(self._in_flight) >= MOST_IN_FLIGHT:
+            self._in_flight.pop(next(iter(self._in_flight)))
+        self._in_flight[id(output)] = (
+            called,
+            ids,
+            places,
+            array("q", computed),
+            array("q", scheduled),
+            sorted(preempted),
+            running,
+            waiting,
+            self._free(),
+            self._idle_calls,
+        )
+        self._spent += time.monotonic() - returned
+
+    @_guarded
+    def updated(self, output: Any, outputs: Any, called: float, returned: float) -> None:
+        """Note a step that has ended: its time stamp, and whose tokens carry it."""
+        step = self._in_flight.pop(id(output), None)
+        if step is None:
+            return
+        end = returned
+        new: dict[str, int] = {}
+        finished: list[list[int]] = []
+        tokens: list[list[Any]] = []
+        for one in outputs.values():
+            end = min(end, one.timestamp)
+            for each in one.outputs:
+                new[each.request_id] = len(each.new_token_ids)
+                if self._token_ids:
+                    tokens.append([self._handles.get(each.request_id), list(each.new_token_ids)])
+                if each.finish_reason is not None:
+                    handle = self._handles.pop(each.request_id, None)
+                    if handle is not None:
+                        finished.append([handle, int(each.finish_reason)])
+        started, ids, places, computed, scheduled, preempted, running, waiting, free, idle = step
+        sampled = array("q", [new.get(one, 0) for one in ids])
+        clock = None
+        if returned - self._clock_told > 1.0:
+            clock, self._clock_told = facts.clocks(), returned
+
+        def encode() -> dict[str, Any]:
+            record: dict[str, Any] = {
+                "scheduled_at": started,
+                "update_at": called,
+                "end": end,
+                "requests": places.tolist(),
+                "computed": computed.tolist(),
+                "scheduled": scheduled.tolist(),
+                "sampled": sampled.tolist(),
+                "running": running,
+                "waiting": waiting,
+                "free_blocks": free,
+                "idle_calls": idle,
+            }
+            if preempted:
+                record["preempted"] = preempted
+            if finished:
+                record["finished"] = [[handle, reason_name(reason)] for handle, reason in finished]
+            if tokens:
+                record["token_ids"] = tokens
+            if clock is not None:
+                record["clock"] = clock
+            return record
+
+        self._put(encode, 4 * len(places) + 32)
+        self._spent += time.monotonic() - returned
+
+    @_guarded
+    def aborted(self, requests: Any, status: Any) -> None:
+        """Note requests that were ended from outside: ids, or requests."""
+        handles = [self._handles.pop(str(getattr(one, "request_id", one)), None) for one in requests]
+        known = [one for one in handles if one is not None]
+        if known:
+            record = {"aborted": known, "status": getattr(status, "name", str(status)), "at": time.monotonic()}
+            self._put(lambda: record, 4)
+
+    @_guarded
+    def emptied(self, success: bool) -> None:
+        """Note that the prefix cache was emptied, or was to be."""
+        record = {"prefix_cache_reset": success, "at": time.monotonic()}
+        self._put(lambda: record, 4)
+
+
+def reason_name(reason: int) -> str:
+    """Return vLLM's name of a finish reason."""
+    return FINISH_REASONS[reason] if 0 <= reason < len(FINISH_REASONS) else str(reason)
+
+
+def _runs_ahead(config: Any) -> bool:
+    """Whether the engine schedules a step before the last one has ended."""
+    pipelined = int(getattr(config.parallel_config, "pipeline_parallel_size", 1) or 1) > 1
+    return bool(getattr(config.scheduler_config, "async_scheduling", False)) or pipelined
+
+
+def _counts(scheduler: Any) -> tuple[int, int]:
+    counts = getattr(scheduler, "get_request_counts", None)
+    if counts is not None:
+        running, waiting = counts()
+        return int(running), int(waiting)
+    return len(scheduler.running), len(scheduler.waiting)
+
+
+def _preempted(scheduler: Any, output: Any, before: tuple[Any, int]) -> list[str]:
+    """Return the ids of requests that a schedule call preempted.
+
+    Newer versions say so in the output. In all of them nothing but a preemption makes the waiting queue grow during
+    the call, and the requests that ran before it are then asked.
+    """
+    said = getattr(output, "preempted_req_ids", None)
+    if said is not None:
+        return list(said)
+    ran, waited = before
+    if _counts(scheduler)[1] <= waited:
+        return []
+    still = {one.request_id for one in scheduler.running}
+    return [one.request_id for one in ran if one.request_id not in still and not one.is_finished()]
+
+
+class Notes:
+    """The methods of a vLLM scheduler that take notes; mixed in before the scheduler's own class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recorder = Recorder(self)
+
+    def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Queue a request."""
+        result = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+        self.recorder.added(request, time.monotonic())
+        return result
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Compose a step."""
+        before = (list(self.running), _counts(self)[1])  # type: ignore[attr-defined]
+        called = time.monotonic()
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        self.recorder.scheduled(output, called, time.monotonic(), before)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take in what a step produced."""
+        called = time.monotonic()
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        self.recorder.updated(scheduler_output, outputs, called, time.monotonic())
+        return outputs
+
+    def finish_requests(self, request_ids: Any, finished_status: Any, *args: Any, **kwargs: Any) -> Any:
+        """End requests from outside."""
+        if request_ids is None:
+            named = list(self.requests)  # type: ignore[attr-defined]
+        else:
+            named = [request_ids] if isinstance(request_ids, str) else list(request_ids)
+        result = super().finish_requests(  # type: ignore[misc]
+            request_ids if request_ids is None else named, finished_status, *args, **kwargs
+        )
+        self.recorder.aborted(named, finished_status)
+        return result
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """Empty the prefix cache."""
+        result = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+        self.recorder.emptied(bool(result))
+        return result
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        """Shut down, the recording first."""
+        self.recorder.close()
+        return super().shutdown(*args, **kwargs)  # type: ignore[misc]
