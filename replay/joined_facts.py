@@ -10,7 +10,9 @@ FIRST_HAND = ("engine", "facts", "client", "workload")
 """Roles in the order in which they are believed: the engine and its log know, a client was told."""
 EXACT = ("prometheus", "metrics")
 """Formats that are asked before a log: ``cache_config_info`` has num_gpu_blocks itself, a log has tokens."""
-OWN = ("name", "source", "clock", "vantage", "columns", "notes", "joined", "engine", "aggregates", "workload")
+LEVEL = ("aggregates", "aggregate_intervals", "workload")
+"""Statistics of the requests of one source."""
+OWN = ("name", "source", "clock", "vantage", "columns", "notes", "joined", "engine", "facts_only", "facts", *LEVEL)
 """Entries that are made anew, or hold of one source only."""
 
 
@@ -55,10 +57,7 @@ def join_facts(sources: Sequence[tuple[str, str, Mapping[str, Any]]]) -> tuple[d
     for name in dict.fromkeys(key for _, _, one in ordered for key in one if key not in OWN):
         values = [(label, one[name]) for label, _, one in ordered if one.get(name) is not None]
         if values:
-            scalar = not any(isinstance(value, dict | list) for _, value in values)
-            # Whether it was warmed up is a client's promise, and no property that could be told twice.
-            compared = scalar and name in ("model", "hardware", "num_gpu_blocks")
-            meta[name] = _taken(name, values, conflicts if compared else [])
+            meta[name] = _taken(name, values, conflicts if name in ("model", "hardware") else [])
         else:
             meta[name] = None
     engines = [(label, one.get("engine") or {}) for label, _, one in ordered]
@@ -74,8 +73,10 @@ def join_facts(sources: Sequence[tuple[str, str, Mapping[str, Any]]]) -> tuple[d
     rest = {key: one[key] for _, one in reversed(engines) for key in one if key not in ("name", "version", "arguments")}
     meta["engine"] = {**rest, **engine, "arguments": arguments}
     base = sources[0][2]
-    if len({id(one) for _, _, one in sources}) and base.get("aggregates"):
-        meta |= {name: base[name] for name in ("aggregates", "workload") if base.get(name) is not None}
+    meta |= {name: base[name] for name in LEVEL if base.get(name) is not None}
+    facts = [one["facts"] for _, _, one in ordered if isinstance(one.get("facts"), dict)]
+    if facts:
+        meta["facts"] = {name: value for one in reversed(facts) for name, value in one.items()}
     return meta, conflicts
 
 

@@ -8,8 +8,11 @@ are told. What was found stands in ``meta["joined"]``; docs/joining.md says how 
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +70,15 @@ class _Source:
     """Its row for each row of the base, -1 for none."""
     clock: ClockMap | None = None
     matching: Matching | None = None
-    same_machine: bool = False
+    bounds: ClockMap | None = None
+    """What events alone tell of its clock, where more is known."""
     joined: dict[str, Any] = field(default_factory=dict)
 
     @property
     def origin(self) -> float:
         """What its own clock showed at its second 0."""
-        return float((self.trace.meta.get("clock") or {}).get("origin") or 0.0)
+        clock = self.trace.meta.get("clock") or {}
+        return float(clock.get("origin_monotonic", clock.get("origin")) or 0.0)
 
     @property
     def times(self) -> Floats | None:
@@ -82,7 +87,7 @@ class _Source:
     @property
     def wall_origin(self) -> float | None:
         """The time of day (Unix seconds) at its second 0, None where it does not tell."""
-        said = (self.trace.meta.get("clock") or {}).get("wall_origin")
+        said = (self.trace.meta.get("clock") or {}).get("origin_wall")
         if said is not None:
             return float(said)
         times = self.times
@@ -135,6 +140,7 @@ def join(traces: Sequence[Trace], vantage: str | None = None) -> Trace:
     meta = {
         **facts,
         "name": base.trace.name,
+        **({} if joined.count else {"facts_only": True}),
         "source": {"format": "joined", "files": _files(sources)},
         "clock": joined.clock(),
         "vantage": chosen if base.role in (ENGINE, CLIENT) else base.trace.meta.get("vantage"),
@@ -145,7 +151,7 @@ def join(traces: Sequence[Trace], vantage: str | None = None) -> Trace:
             "sources": [_described(one) for one in sources],
             "columns": joined.taken,
             "conflicts": [one.as_dict() for one in [*joined.conflicts, *conflicts]],
-            "front_end": joined.front_end,
+            "front_end": joined.front_end or _from_means(sources),
         },
     }
     trace = Trace(requests, meta, base.trace.iterations, timeline, base.trace.batches)
@@ -239,12 +245,11 @@ def _known_offset(base: _Source, source: _Source) -> None:
     reading = float(np.nanmedian(times)) + source.origin if times is not None else 0.0
     if reading > WALL_SINCE:
         # Two machines' times of day differ by what their time servers leave: the error stays.
-        source.clock = clock.at_offset(zero)
+        source.clock, source.bounds = clock.at_offset(zero), clock
         source.joined["why"] = "both count from 1970, and agree within the bounds"
     elif reading > 100 * clock.error and base.origin > 100 * clock.error:
-        source.clock = ClockMap(zero, pairs=clock.pairs)
-        source.same_machine = True
-        source.joined["why"] = "both count from one machine's start: they agree within the bounds"
+        source.clock, source.bounds = ClockMap(zero, pairs=clock.pairs), clock
+        source.joined["why"] = "one clock: both count from a machine's start and agree within what events alone tell"
 
 
 class _Joined:
@@ -478,10 +483,10 @@ class _Joined:
     def clock(self) -> dict[str, Any]:
         """The base's clock, and the time of day of its second 0 if any source tells it."""
         said = dict(self.base.trace.meta.get("clock") or {"kind": RUN_CLOCK})
-        if "wall_origin" not in said:
+        if "origin_wall" not in said:
             link = wall_link(self.base, self.sources)
             if link is not None:
-                said["wall_origin"], said["wall_error"] = link
+                said["origin_wall"], said["origin_wall_error"] = link
         return said
 
     def origins(self, trace: Trace) -> dict[str, str]:
@@ -530,11 +535,14 @@ def _moved(source: _Source, base: _Source, values: Floats) -> Floats | None:
 def _moved_lists(source: _Source, base: _Source, lists: Sequence[Any]) -> list[Any] | None:
     if source is base:
         return list(lists)
-    if source.clock is None:
-        return None
     clock = source.clock
-    moved = [None if times is None else clock.move(np.array(times, dtype=np.float64)) for times in lists]
-    return [None if times is None else list(times.tolist()) for times in moved]
+    if clock is None:
+        return None
+
+    def move(times: Sequence[float]) -> list[Any]:
+        return np.asarray(clock.move(np.array(times, dtype=np.float64))).tolist()
+
+    return [None if times is None else move(times) for times in lists]
 
 
 def _spread_of(values: Floats) -> dict[str, float]:
@@ -550,6 +558,22 @@ def _spread_of(values: Floats) -> dict[str, float]:
         "max": np.max,
     }
     return {"requests": int(there.size), **{name: float(figure(there)) for name, figure in figures.items()}}
+
+
+def _from_means(sources: list[_Source]) -> dict[str, Any] | None:
+    """Without engine stamps, what the client's mean TTFT exceeds that of the server's histograms by."""
+    client = next((one for one in sources if one.role == CLIENT), None)
+    if client is None:
+        return None
+    seen = client.trace.latency("ttft")
+    if np.isnan(seen).all():
+        return None
+    for source in sources:
+        mean = ((source.trace.meta.get("aggregates") or {}).get("ttft") or {}).get("mean")
+        if source.role == FACTS and isinstance(mean, int | float):
+            found = {"requests": int((~np.isnan(seen)).sum()), "mean": float(np.nanmean(seen)) - mean}
+            return {"ttft": found, "of": f"means only, against {source.label}"}
+    return None
 
 
 def wall_link(base: _Source, sources: Sequence[_Source]) -> tuple[float, float] | None:
@@ -574,24 +598,25 @@ def _flight(requests: pa.Table) -> Flight | None:
 
 
 def _timeline(sources: list[_Source], base: _Source, flight: Flight | None) -> pa.Table | None:
-    """The base's samples, else those of the source that has most of them during the run, on the base's clock."""
-    if flight is None:
-        return next((one.trace.timeline for one in sources if one.trace.timeline is not None), None)
-    found: list[tuple[_Source, pa.Table]] = []
+    """The base's samples, else those of the format that has most of them during the run, on the base's clock."""
+    found: dict[str, list[tuple[_Source, pa.Table]]] = {}
     for source in sources:
         timeline = source.trace.timeline
         if timeline is None or not timeline.num_rows:
             continue
-        placed = timeline if source is base else _placed(source, base, sources, flight)
+        placed = timeline if source is base or flight is None else _placed(source, base, sources, flight)
         if placed is not None:
-            found.append((source, placed))
+            # Scrapes of one run may be a file each.
+            own = source.label if source.role != FACTS else str((source.trace.meta.get("source") or {}).get("format"))
+            found.setdefault(own, []).append((source, placed))
+            source.joined.setdefault("timeline", {"how": "its own clock"})["samples"] = placed.num_rows
     if not found:
         return None
-    best = max(found, key=lambda one: (one[0] is base, one[1].num_rows))
-    for source, placed in found:
-        source.joined["timeline"] = {**source.joined.get("timeline", {}), "samples": placed.num_rows}
-        source.joined["timeline"]["taken"] = source is best[0]
-    return best[1]
+    taken = max(found.values(), key=lambda some: (some[0][0] is base, sum(placed.num_rows for _, placed in some)))
+    for some in found.values():
+        for source, _ in some:
+            source.joined["timeline"]["taken"] = some is taken
+    return pa.concat_tables([placed for _, placed in taken]).sort_by("time")
 
 
 def _placed(source: _Source, base: _Source, sources: list[_Source], flight: Flight) -> pa.Table | None:
@@ -608,6 +633,8 @@ def _placed(source: _Source, base: _Source, sources: list[_Source], flight: Flig
     busy = _numbers(timeline, "running") + np.nan_to_num(_numbers(timeline, "waiting"))
     link, wall = wall_link(base, sources), source.wall_origin
     placement = None
+    if wall is None and link is not None:
+        wall = _wall_of_local((source.trace.meta.get("clock") or {}).get("origin_local"), link[0])
     if link is not None and wall is not None:
         placement = by_wall_clock(times, busy, flight, wall - link[0], link[1])
     if placement is None:
@@ -621,6 +648,22 @@ def _placed(source: _Source, base: _Source, sources: list[_Source], flight: Flig
         return None
     source.joined["timeline"] = {"offset": placement.offset, "error": placement.error, "how": placement.how}
     return _during(timeline, times + placement.offset, flight)
+
+
+def _wall_of_local(local: Any, near: float) -> float | None:
+    """Unix seconds of a log's ``[YYYY-]MM-DD HH:MM:SS`` as if it were UTC, in the year nearest to an instant."""
+    if not isinstance(local, str):
+        return None
+    try:
+        year = datetime.fromtimestamp(near, UTC).year
+        dates = [local] if re.match(r"\d{4}-", local) else [f"{one}-{local}" for one in (year - 1, year, year + 1)]
+        found = []
+        for date in dates:
+            with contextlib.suppress(ValueError):  # 29 February of another year
+                found.append(datetime.fromisoformat(date.replace(",", ".")).replace(tzinfo=UTC).timestamp())
+        return min(found, key=lambda one: abs(one - near), default=None)
+    except (OverflowError, OSError):
+        return None
 
 
 def _during(timeline: pa.Table, times: Floats, flight: Flight) -> pa.Table:
@@ -665,9 +708,10 @@ def _described(source: _Source) -> dict[str, Any]:
             "at": clock.middle,
             "contradiction": clock.contradiction,
             "bounds": clock.pairs,
-            "same_clock": source.same_machine,
             "why": source.joined.get("why"),
         }
+        if source.bounds is not None:
+            found["offset"]["by_events"] = {"seconds": source.bounds.offset, "error": source.bounds.error}
     if "timeline" in source.joined:
         found["timeline"] = source.joined["timeline"]
     return found
@@ -685,7 +729,7 @@ def _sentences(source: _Source, base: _Source) -> list[str]:
         )
     clock = source.clock
     if clock is not None:
-        found.append(f"{source.label}: {clock_sentence(clock, source.joined.get('why'))}")
+        found.append(f"{source.label}: {clock_sentence(clock, _why(source))}")
     elif source.role == CLIENT:
         found.append(f"{source.label}: does not say when its requests were sent; the arrivals are {base.label}'s")
     told = source.joined.get("timeline")
@@ -693,6 +737,11 @@ def _sentences(source: _Source, base: _Source) -> list[str]:
         off = f", off by at most {told['error']:.3g} s" if told.get("error") is not None else ""
         found.append(f"{source.label}: gauges: {told['how']}{off}")
     return found
+
+
+def _why(source: _Source) -> str | None:
+    why, bounds = source.joined.get("why"), source.bounds
+    return why if bounds is None else f"{why}: {bounds.offset:.6f} ± {bounds.error:.6f} s"
 
 
 def clock_sentence(clock: ClockMap, why: str | None = None) -> str:

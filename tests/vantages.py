@@ -93,8 +93,10 @@ def gauges(run, every=10.0, origin=WALL, rounded=True, before=30.0, after=30.0, 
     waiting = np.array([np.sum((run.column("arrival") <= time) & (begin > time)) for time in times], dtype=float)
     wall = times + origin + zone
     columns = {"time": np.floor(wall) if rounded else wall, "running": running, "waiting": waiting}
-    table = pa.table([pa.array(columns.get(one.name, np.full(len(times), np.nan)), one.type, from_pandas=True)
-                      for one in TIMELINE], schema=TIMELINE)
+    table = pa.table(
+        [pa.array(columns.get(one.name, np.full(len(times), np.nan)), one.type, from_pandas=True) for one in TIMELINE],
+        schema=TIMELINE,
+    )
     described = {
         "name": "server",
         "source": {"format": "vllm-log", "files": [{"name": "server.log", "sha256": "2" * 64}]},

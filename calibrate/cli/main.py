@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": ("calibrate.cli.compare_command", "Compare two traces, two profiles, or two saved reports."),
     "conformance": ("calibrate.cli.conformance_command", "Compare the simulated schedule with vLLM's own."),
     "fit": ("calibrate.cli.fit_command", "Fit a profile to measured runs, with intervals and held-out error."),
+    "ingest": ("calibrate.cli.ingest_command", "Join logs and results of one run into a trace; say what is unknown."),
     "profiles": ("calibrate.cli.profiles_group", "List, show and import profiles, models and hardware."),
     "replay": ("calibrate.cli.replay_command", "Simulate a trace's requests and write the predicted trace."),
     "report": ("calibrate.cli.report_command", "Replay a trace, compare, and print the error report."),

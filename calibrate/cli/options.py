@@ -122,6 +122,23 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
     return with_arrivals(trace, arrivals)
 
 
+def read_source(name: str) -> Trace:
+    """Read a trace by path or name as it stands, whether or not it says when requests were sent.
+
+    Raises
+    ------
+    InputError
+        If it cannot be found or used.
+    """
+    located, selection = _select(name)
+    return _with_catalogue(read_trace(located.path, selection), located)
+
+
+def source_path(name: str) -> Path:
+    """Where a trace lies, by path or name."""
+    return _select(name)[0].path
+
+
 def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
     """Say which arrivals each of several traces takes.
 

@@ -591,7 +591,9 @@ def _meta(recordings: list[_Recording], name: str, origin: float, stripped: bool
         meta["model_config"] = header.shape
     if len(recordings) > 1:
         ranks = ", ".join(one.name for one in recordings)
-        meta["notes"].append(f"Requests of several engine cores; their iterations are in the traces {name}#... {ranks}.")
+        meta["notes"].append(
+            f"Requests of several engine cores; their iterations are in the traces {name}#... {ranks}."
+        )
     return meta
 
 
