@@ -540,7 +540,8 @@ def _moved_lists(source: _Source, base: _Source, lists: Sequence[Any]) -> list[A
         return None
 
     def move(times: Sequence[float]) -> list[Any]:
-        return np.asarray(clock.move(np.array(times, dtype=np.float64))).tolist()
+        moved: list[Any] = clock.move(np.array(times, dtype=np.float64)).tolist()
+        return moved
 
     return [None if times is None else move(times) for times in lists]
 

@@ -25,6 +25,8 @@ EQUAL, PART, ORDER = "equal ids", "a part of the ids", "order and lengths"
 LEAST_SHARE = 0.5
 """Of the smaller source's requests that must be found in the other one."""
 LENGTHS_AGREE = 0.9
+TEMPLATE = 64.0
+"""Tokens that a start token or a chat template adds to every prompt of one source."""
 SHIFTS = 64
 """Requests of equal lengths may stand this many places from each other: what only one source saw lies between."""
 WINDOWS = (0.02, 0.1, 0.5, 2.5, 10.0)
@@ -57,14 +59,15 @@ def matchings(left: Trace, right: Trace) -> Iterator[Matching]:
 
 
 def lengths_agree(left: Trace, right: Trace, matching: Matching) -> bool:
-    """Whether matched requests have the same prompt lengths, up to a constant (a start token) and re-tokenising."""
+    """Whether matched requests have the same prompt lengths, up to a chat template and re-tokenising."""
     mine = left.column("prompt_tokens")[matching.left]
     other = right.column("prompt_tokens")[matching.right]
     apart = (mine - other)[~np.isnan(mine - other)]
     if not apart.size:
         return True
     allowed = np.maximum(4.0, 0.02 * np.nanmean(mine))
-    return bool(np.mean(np.abs(apart - np.median(apart)) <= allowed) >= LENGTHS_AGREE)
+    constant = float(np.median(apart))
+    return abs(constant) <= TEMPLATE and bool(np.mean(np.abs(apart - constant) <= allowed) >= LENGTHS_AGREE)
 
 
 def begins(trace: Trace) -> Floats | None:
