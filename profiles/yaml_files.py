@@ -33,6 +33,17 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=path) from None
+    return parse_mapping(text, path)
+
+
+def parse_mapping(text: str, path: Path) -> dict[str, Any]:
+    """Return the mapping that YAML text holds, read from ``path``.
+
+    Raises
+    ------
+    InputError
+        If it is no YAML, or holds no mapping.
+    """
     try:
         document = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

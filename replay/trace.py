@@ -104,7 +104,30 @@ BATCHES = pa.schema(
 """One row a call that handed over requests together to an idle engine: when it began, how long it lasted, the
 time until all prompts were computed, the mean time of an iteration after that, watts (or shares of the source's)."""
 
-_TABLES = ("requests", "iterations", "timeline", "batches")
+ITERATION_COUNTS = pa.schema(
+    [
+        ("iteration", pa.int64()),
+        ("engine", pa.int32()),
+        ("start", pa.float64()),
+        ("duration", pa.float64()),
+        ("logged", pa.float64()),
+        ("context_requests", pa.int64()),
+        ("context_tokens", pa.int64()),
+        ("generation_requests", pa.int64()),
+        ("generation_tokens", pa.int64()),
+        ("running", pa.int64()),
+        ("waiting", pa.int64()),
+        ("preempted", pa.int64()),
+        ("free_blocks", pa.int64()),
+        ("kv_usage", pa.float64()),
+    ]
+)
+"""One row an engine iteration of which the source told counts, and not which requests: its number (-1 if not told) and
+engine (data parallel rank), when it began, how long it took, when that was logged; requests and tokens scheduled for
+prompts (context) and for output (generation); gauges after it. A schedule cannot be told from them: ``iterations`` are
+those with their requests."""
+
+_TABLES = ("requests", "iterations", "timeline", "batches", "iteration_counts")
 STATUSES = ("ok", "failed", "unfinished", "silent")
 RUN_CLOCK, REQUEST_CLOCK = "run", "request"
 
@@ -124,9 +147,10 @@ class Trace:
         was aligned); ``columns`` (per column ``measured``, ``reconstructed``, ``assumed`` or ``unknown``);
         ``block_hash`` (``block_size``); ``vantage`` (``engine``, ``client``, or ``call``: around an offline call);
         ``warmed_up`` (whether requests were served before the first one here); ``aggregates`` and ``workload`` where
-        only statistics of a load level are known (``replay.load_level``); ``notes``.
-    iterations, timeline, batches : pyarrow.Table, optional
-        Columns of ``ITERATIONS``, ``TIMELINE`` and ``BATCHES``.
+        only statistics of a load level are known (``replay.load_level``); ``facts_only`` (a server's log or metrics:
+        true, and no requests; what else they say is in ``facts``); ``notes``.
+    iterations, timeline, batches, iteration_counts : pyarrow.Table, optional
+        Columns of ``ITERATIONS``, ``TIMELINE``, ``BATCHES`` and ``ITERATION_COUNTS``.
     """
 
     requests: pa.Table
@@ -134,6 +158,7 @@ class Trace:
     iterations: pa.Table | None = None
     timeline: pa.Table | None = None
     batches: pa.Table | None = None
+    iteration_counts: pa.Table | None = None
     _columns: dict[str, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -314,6 +339,17 @@ def requests_table(columns: Mapping[str, Sequence[Any] | Floats | pa.Array], len
     return pa.table(arrays, schema=REQUESTS)
 
 
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build a table of a schema from rows; what a row lacks is null.
+
+    Raises
+    ------
+    ValueError
+        If a whole number does not fit its column (``pyarrow.ArrowInvalid``, ``OverflowError``).
+    """
+    return pa.table([pa.array([row.get(one.name) for row in rows], type=one.type) for one in schema], schema=schema)
+
+
 def check_table(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
     """Return a table with exactly the schema's columns, null where it lacks optional ones.
 
@@ -365,7 +401,7 @@ def check_requests(trace: Trace, file: Path) -> Trace:
         Naming row and field: an id twice, a length that is not positive, a time that is not finite, a stamp
         before the one that precedes it.
     """
-    if not len(trace):
+    if not len(trace) and trace.meta.get("facts_only") is not True:
         raise InputError("holds no requests", file=file)
     ids = trace.ids
     _refuse(trace, file, "id", np.array([one is None for one in ids]), "is missing")

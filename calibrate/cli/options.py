@@ -109,6 +109,12 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
     """
     located, selection = _select(name)
     trace = _with_catalogue(read_trace(located.path, selection), located)
+    if not len(trace):
+        raise InputError(
+            f"{trace.meta['source']['format']} tells of an engine and holds no requests; join it with a file of "
+            "requests (`servecal ingest`)",
+            file=located.path,
+        )
     drawn = located.file.arrivals if located.file else None
     scheme = drawn and f"{drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}"
     if arrivals == CATALOGUE:

@@ -11,16 +11,38 @@ from pathlib import Path
 from profiles.errors import InputError
 from replay.readers import (
     batches_csv,
+    blis_trace,
     canonical,
     llmservingsim_bench,
     load_levels,
+    prometheus_range,
+    prometheus_text,
     recording,
+    sglang_log,
     splitwise,
     vllm_bench,
+    vllm_log,
+    vllm_otlp,
+    vllm_vcr,
 )
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, recording, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
+READERS = (
+    canonical,
+    recording,
+    llmservingsim_bench,
+    vllm_bench,
+    batches_csv,
+    splitwise,
+    load_levels,
+    blis_trace,
+    vllm_vcr,
+    vllm_otlp,
+    vllm_log,
+    sglang_log,
+    prometheus_text,
+    prometheus_range,
+)
 WITH_SELECTIONS = (splitwise, load_levels, recording)
 """Readers of files that hold several traces."""
 

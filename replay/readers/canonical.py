@@ -16,6 +16,7 @@ from replay.load_level import METRICS, MOST_REQUESTS, THROUGHPUT, percentile
 from replay.readers.fields import MOST_SECONDS, MOST_TOKENS, Record, first_line, read_object
 from replay.trace import (
     BATCHES,
+    ITERATION_COUNTS,
     ITERATIONS,
     REQUESTS,
     SCHEMA,
@@ -28,6 +29,13 @@ from replay.trace import (
 
 FORMAT = "servecal"
 REQUESTS_FILE = "requests.parquet"
+_FORMS = {
+    "requests": REQUESTS,
+    "iterations": ITERATIONS,
+    "timeline": TIMELINE,
+    "batches": BATCHES,
+    "iteration_counts": ITERATION_COUNTS,
+}
 
 
 class _Part(BaseModel):
@@ -83,6 +91,7 @@ class _Meta(_Part):
     cold_start: _ColdStart | None = None
     aggregates: dict[str, dict[str, Annotated[float, Field(ge=0, le=MOST_SECONDS)]]] | None = None
     workload: _Workload | None = None
+    facts_only: bool = False
     notes: list[str] = []
 
 
@@ -107,8 +116,7 @@ def read(path: Path) -> Trace:
     meta = {key: value for key, value in record.values.items() if key != "schema"}
     validate(_Meta, meta, record.file)
     tables = {}
-    forms = (("requests", REQUESTS), ("iterations", ITERATIONS), ("timeline", TIMELINE), ("batches", BATCHES))
-    for stem, form in forms:
+    for stem, form in _FORMS.items():
         file = folder / f"{stem}.parquet"
         if file.is_file():
             tables[stem] = check_table(_parquet(file), form, file)
@@ -122,7 +130,8 @@ def read(path: Path) -> Trace:
                 field="status",
             )
     _check_load_level(record, meta, requests.num_rows)
-    trace = Trace(requests, meta, tables.get("iterations"), tables.get("timeline"), tables.get("batches"))
+    optional = [tables.get(stem) for stem in _FORMS if stem != "requests"]
+    trace = Trace(requests, meta, *optional)
     if trace.has("block_hashes") and meta.get("block_hash") is None:
         raise record.error("block_hash.block_size", f"is missing although {REQUESTS_FILE} has block_hashes")
     return trace
