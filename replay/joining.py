@@ -23,7 +23,7 @@ from profiles.errors import InputError
 from replay.checks.evidence import grid_of
 from replay.clock_bounds import ClockMap, bound, same_events
 from replay.joined_facts import Conflict, join_facts
-from replay.request_matching import Matching, Rows, begins, matchings
+from replay.request_matching import ORDER, Matching, Rows, begins, matchings
 from replay.timeline_placement import Flight, by_requests_in_flight, by_wall_clock
 from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Floats, Trace, check_requests, requests_table
 
@@ -154,7 +154,8 @@ def join(traces: Sequence[Trace], vantage: str | None = None) -> Trace:
             "front_end": joined.front_end or _from_means(sources),
         },
     }
-    trace = Trace(requests, meta, base.trace.iterations, timeline, base.trace.batches)
+    counts = _iteration_counts(sources, base)
+    trace = Trace(requests, meta, base.trace.iterations, timeline, base.trace.batches, counts)
     return check_requests(trace, Path(base.label)) if len(trace) else trace
 
 
@@ -211,6 +212,8 @@ def _clock(base: _Source, source: _Source, matching: Matching) -> ClockMap | Non
         return None
     left = {name: source.trace.column(name)[matching.left] for name in STAMPS}
     right = {name: base.trace.column(name)[matching.right] for name in STAMPS}
+    if matching.by == ORDER:
+        left, right = _in_order(left), _in_order(right)
     grids = sum(grid_of(one) for one in (left["arrival"], right["first_token"]))
     if source.role == WORKLOAD:
         came = _first_of(right, ("arrival", "queued", "scheduled"))
@@ -225,6 +228,15 @@ def _clock(base: _Source, source: _Source, matching: Matching) -> ClockMap | Non
     came = _first_of(right, ("arrival", "queued", "scheduled"))
     sent, seen = left["arrival"], left["first_token"]
     return bound(sent, came - sent, seen, right["first_token"] - seen, grids)
+
+
+def _in_order(columns: dict[str, Floats]) -> dict[str, Floats]:
+    """Each stamp in order of time, if all have it.
+
+    Requests that were matched by order may be taken for each other, but the k-th first token that the client saw cannot
+    be earlier than the k-th that the engine made, whichever they were.
+    """
+    return {name: one if np.isnan(one).any() else np.sort(one) for name, one in columns.items()}
 
 
 def _first_of(columns: dict[str, Floats], names: Sequence[str]) -> Floats:
@@ -378,12 +390,13 @@ class _Joined:
         return None
 
     def _spread(self, source: _Source, values: Sequence[Any]) -> list[Any]:
-        found = [values[row] if row >= 0 else None for row in source.rows.tolist()]
+        found: list[Any] = [values[row] if row >= 0 else None for row in source.rows.tolist()]
         rest = [values[row] for row in self.extra.tolist()] if source is self.client else [None] * len(self.extra)
         return found + rest
 
     def _of_base(self, name: str) -> list[Any]:
-        return self.base.trace.requests.column(name).to_pylist() + [None] * len(self.extra)
+        own: list[Any] = self.base.trace.requests.column(name).to_pylist()
+        return own + [None] * len(self.extra)
 
     def _texts(self, name: str) -> list[Any] | None:
         texts = self._of_base(name)
@@ -522,7 +535,11 @@ class _Joined:
                     f"{len(self.extra)} requests of {self.client.label} are not in {self.base.label}: those that were "
                     "served are kept as unfinished (replayed, not scored)"
                 )
-        return notes + [f"{one.label}: {note}" for one in sources for note in one.trace.meta.get("notes") or []]
+        said: dict[str, list[str]] = {}
+        for one in sources:
+            for note in one.trace.meta.get("notes") or []:
+                said.setdefault(str(note), []).append(one.label)
+        return notes + [f"{in_short(labels)}: {note}" for note, labels in said.items()]
 
 
 def _moved(source: _Source, base: _Source, values: Floats) -> Floats | None:
@@ -618,6 +635,22 @@ def _timeline(sources: list[_Source], base: _Source, flight: Flight | None) -> p
         for source, _ in some:
             source.joined["timeline"]["taken"] = some is taken
     return pa.concat_tables([placed for _, placed in taken]).sort_by("time")
+
+
+def _iteration_counts(sources: list[_Source], base: _Source) -> pa.Table | None:
+    """A log's counts of every iteration, moved as its gauges were; their times are null where those had no place."""
+    source = next((one for one in sources if one.trace.iteration_counts is not None), None)
+    if source is None:
+        return None
+    table = source.trace.iteration_counts
+    assert table is not None
+    if source is base:
+        return table
+    offset = source.joined.get("timeline", {}).get("offset", np.nan)
+    for name in ("start", "logged"):
+        moved = pa.array(_numbers(table, name) + offset, from_pandas=True)
+        table = table.set_column(table.column_names.index(name), name, moved)
+    return table
 
 
 def _placed(source: _Source, base: _Source, sources: list[_Source], flight: Flight) -> pa.Table | None:
@@ -738,6 +771,11 @@ def _sentences(source: _Source, base: _Source) -> list[str]:
         off = f", off by at most {told['error']:.3g} s" if told.get("error") is not None else ""
         found.append(f"{source.label}: gauges: {told['how']}{off}")
     return found
+
+
+def in_short(labels: Sequence[str]) -> str:
+    """Name one source, or the first of several."""
+    return labels[0] if len(labels) == 1 else f"{labels[0]} and {len(labels) - 1} more"
 
 
 def _why(source: _Source) -> str | None:

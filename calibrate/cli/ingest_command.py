@@ -11,10 +11,10 @@ from typing import Any
 import click
 import numpy as np
 
-from calibrate.cli.options import read_source, source_path, strict_option, strictly
+from calibrate.cli.options import parts_of, read_source, source_paths, strict_option, strictly
 from calibrate.reports.json_report import clean
 from profiles.errors import InputError
-from replay.joining import VANTAGES, join, role_of
+from replay.joining import VANTAGES, in_short, join, role_of
 from replay.missing import Missing, missing
 from replay.quality import Finding, doubts, examine
 from replay.trace import REQUEST_CLOCK, Trace
@@ -46,6 +46,7 @@ def command(sources: tuple[str, ...], output: Path | None, vantage: str | None, 
     """
     if output is not None:
         _keep_sources(sources, output)
+    sources = tuple(part for one in sources for part in parts_of(one))
     traces = [read_source(one) for one in sources]
     trace = join(traces, vantage)
     findings = examine(trace) if len(trace) else ()
@@ -67,10 +68,9 @@ def _keep_sources(sources: Sequence[str], output: Path) -> None:
     """Refuse to write over, or into, what is read."""
     target = output.resolve()
     for name in sources:
-        path = source_path(name).resolve()
-        inside = path == target or (target.is_dir() and path.parent == target)
-        if inside:
-            raise InputError(f"holds the source {name}; choose another folder", file=output)
+        for path in source_paths(name):
+            if target in (path.resolve(), path.resolve().parent):
+                raise InputError(f"holds the source {name}; choose another folder", file=output)
 
 
 def _joined(trace: Trace) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def _found(trace: Trace, name: str) -> dict[str, Any]:
         "seconds": _span(trace),
         "samples": 0 if trace.timeline is None else trace.timeline.num_rows,
         "iterations": 0 if trace.iterations is None else trace.iterations.num_rows,
+        "iteration_counts": 0 if trace.iteration_counts is None else trace.iteration_counts.num_rows,
         "engine": trace.meta.get("engine"),
         "files": (trace.meta.get("source") or {}).get("files"),
     }
@@ -204,8 +205,11 @@ def _front_end_lines(found: dict[str, Any] | None) -> list[str]:
 
 
 def _conflict_line(one: dict[str, Any]) -> str:
-    values = ", ".join(f"{label} says {value}" for label, value in one["values"].items())
-    return f"{one['what']}: {values}; taken: {one['taken']}" + (f" ({one['extent']})" if one["extent"] else "")
+    said: dict[str, list[str]] = {}
+    for label, value in one["values"].items():
+        said.setdefault(str(value), []).append(label)
+    values = ", ".join(f"{value} ({in_short(labels)})" for value, labels in said.items())
+    return f"{one['what']}: {values}; taken: that of {one['taken']}" + (f"; {one['extent']}" if one["extent"] else "")
 
 
 def _column_lines(trace: Trace) -> list[str]:
@@ -215,7 +219,7 @@ def _column_lines(trace: Trace) -> list[str]:
         if trace.has(name) and name not in ("id", "status"):
             by_origin.setdefault(str(origin), []).append(name)
     lines = [f"  {origin}: {', '.join(names)}" for origin, names in by_origin.items()]
-    for name in ("iterations", "timeline", "batches"):
+    for name in ("iterations", "iteration_counts", "timeline", "batches"):
         table = getattr(trace, name)
         if table is not None:
             lines.append(f"  {name}: {table.num_rows:,} rows")
