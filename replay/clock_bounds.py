@@ -94,7 +94,7 @@ def bound(most_at: Floats, most: Floats, least_at: Floats, least: Floats, resolu
             best, most_drift = wild, WILDEST_DRIFT
     offset, drift, room = best
     if room < 0:
-        return ClockMap(offset + origin, drift, middle, -room, (drift, drift), -room, pairs)
+        return ClockMap(offset + origin, drift, middle, slack - room, (drift, drift), -room, pairs)
     flat = float(lower[:, 1].max()), float(upper[:, 1].min())
     if flat[0] <= flat[1]:
         offset, drift = sum(flat) / 2 - origin, 0.0

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from profiles.errors import InputError
 from replay.checks.evidence import grid_of
-from replay.clock_bounds import ClockMap, bound, same_events
+from replay.clock_bounds import ROUNDING, ClockMap, bound, same_events
 from replay.joined_facts import Conflict, join_facts
 from replay.request_matching import ORDER, Matching, Rows, begins, matchings
 from replay.timeline_placement import Flight, by_requests_in_flight, by_wall_clock
@@ -31,6 +31,7 @@ VANTAGES = ("engine", "client")
 ENGINE, CLIENT, WORKLOAD, FACTS = "engine", "client", "workload", "facts"
 ROLES = (ENGINE, CLIENT, WORKLOAD, FACTS)
 """In this order, sources are asked for a column."""
+IN_ENGINE = ("queued", "scheduled", "first_token", "last_token")
 EVENTS = ("queued", "scheduled", "first_token", "last_token", "arrival")
 STAMPS = ("nominal_arrival", "arrival", "queued", "scheduled", "first_token", "last_token")
 OF_CLIENT = {
@@ -295,6 +296,7 @@ class _Joined:
         columns: dict[str, Any] = {"id": self._ids(), "status": self._statuses(vantage), "error": self._texts("error")}
         for name in STAMPS:
             columns[name] = self._stamps(name)
+        self._keep_order(columns)
         for name in COUNTS:
             columns[name] = self._counts(name)
         for name in ("token_times", "block_hashes"):
@@ -333,6 +335,20 @@ class _Joined:
             self.taken[name] = self.client.label if self.client else ""
             return self._sent()
         return None
+
+    def _keep_order(self, columns: dict[str, Any]) -> None:
+        """Let stamps of another witness not cross the base's by what their clock's error explains."""
+        errors = {one.label: one.clock.error or 0.0 for one in self.sources if one.clock is not None}
+        order = [name for name in IN_ENGINE if columns[name] is not None]
+        for place, name in enumerate(order):
+            error = errors.get(self.taken[name])
+            if error is None:
+                continue
+            least = np.fmax.reduce([np.full(self.count, -np.inf), *(columns[one] for one in order[:place])])
+            most = np.fmin.reduce([np.full(self.count, np.inf), *(columns[one] for one in order[place + 1 :])])
+            inside = np.fmin(np.fmax(columns[name], least), most)
+            near = np.abs(inside - columns[name]) <= error + ROUNDING
+            columns[name] = np.where(near, inside, columns[name])
 
     def _sent(self) -> Floats | None:
         """When a client beside the engine sent each request, on the engine's clock."""

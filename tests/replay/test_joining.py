@@ -302,6 +302,18 @@ def test_two_engine_sources_fill_each_others_gaps(run):
     assert stated["error"] < 1e-4
 
 
+def test_stamps_of_another_witness_do_not_cross_the_engines_by_their_noise(run):
+    noise = np.random.default_rng(1).uniform(-2e-4, 2e-4, len(run))
+    names = ("arrival", "queued", "scheduled", "first_token", "last_token")
+    spans = changed(run, **{name: run.column(name) + noise for name in names}, preemptions=None)
+    spans = spans.with_meta(source={"format": "otlp", "files": [{"name": "spans.json", "sha256": "4" * 64}]})
+    joined = join([replace(changed(run, scheduled=None), iterations=run.iterations), changed(spans, queued=None)])
+    assert not np.isnan(joined.column("queued")).any()
+    assert (joined.column("queued") <= joined.column("scheduled")).all()
+    assert (joined.column("scheduled") <= joined.column("first_token")).all()
+    assert np.abs(joined.column("scheduled") - run.column("scheduled")).max() < 1e-3
+
+
 def test_other_runs_are_refused_by_name(run):
     with pytest.raises(InputError, match=r"client.json and recording.jsonl hold other requests"):
         join([Client().sees(engine(seed=9, ids="x{}"), np.random.default_rng(1), ids="request-{}y"), run])
