@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,6 +157,11 @@ class _Recording:
     failures: list[str] = field(default_factory=list)
     end: _End | None = None
     cut: bool = False
+
+    @property
+    def emptied(self) -> list[float]:
+        """When the prefix cache was emptied."""
+        return [one.at for one in self.resets if one.prefix_cache_reset]
 
     @property
     def name(self) -> str:
@@ -488,6 +495,7 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
     requests = [known[handle] for handle in sorted(known)]
     near = [one.queued for one in requests]
     arrivals = _to_monotonic(recording, [one.arrival for one in requests], near)
+    emptied = recording.emptied
     rows = []
     for request, arrival in zip(requests, arrivals, strict=True):
         one = served.get(request.request) or _Served()
@@ -512,10 +520,19 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
                 "output_tokens": max(len(times), 1),
                 "cached_tokens": one.cached,
                 "preemptions": one.preemptions,
-                "block_hashes": request.block_hashes,
+                "block_hashes": _after_emptying(request.block_hashes, bisect(emptied, one.scheduled or request.queued)),
             }
         )
     return rows
+
+
+def _after_emptying(hashes: list[int] | None, times: int) -> list[int] | None:
+    """Return other hashes for prompts that came after the prefix cache was emptied: nothing before is found again."""
+    if not hashes or not times:
+        return hashes
+    key = times.to_bytes(4, "little")
+    digests = (blake2b(one.to_bytes(8, "little"), digest_size=8, key=key).digest() for one in hashes)
+    return [int.from_bytes(one, "little") >> 1 for one in digests]
 
 
 def _iterations(recording: _Recording, origin: float, places: dict[tuple[int, int], int]) -> pa.Table:
@@ -605,13 +622,19 @@ def _notes(recording: _Recording, several: bool) -> list[str]:
     """What a user must know of how complete a recording is."""
     notes = []
     if recording.end is None or recording.cut:
-        notes.append("It has no end mark: the engine was killed or still ran. What had been flushed is here.")
+        left = len(set(recording.requests) - set(recording.outcomes))
+        notes.append(
+            "It has no end mark: the engine was killed or still ran. What had been flushed is here"
+            + (f"; {left} requests had not ended." if left else ", and every request in it had ended.")
+        )
     if recording.dropped:
         notes.append(f"{recording.dropped} records were dropped, as the disk was too slow: iterations are missing.")
     notes += [f"A record failed: {one}." for one in recording.failures[:5]]
-    lasting = [one.at for one in recording.resets if one.prefix_cache_reset]
-    if lasting:
-        notes.append(f"The prefix cache was emptied {len(lasting)} times.")
+    if recording.emptied:
+        notes.append(
+            f"The prefix cache was emptied {len(recording.emptied)} times; hashes of prompts scheduled after it have "
+            "nothing in common with those before."
+        )
     if _drift(recording) > CLOCKS_AGREE:
         notes.append(f"The wall clock moved by {_drift(recording):.3f} s against the monotonic one.")
     if recording.header.loop == "asynchronous":
