@@ -556,8 +556,15 @@ def _timeline(recording: _Recording, origin: float) -> pa.Table:
     """Gauges after the last schedule call, and tokens, of every ``SAMPLE_SECONDS`` in which an iteration ended."""
     total = recording.header.engine.arguments.get("num_gpu_blocks")
     samples: dict[int, list[_Step]] = defaultdict(list)
+    prompts: dict[int, int] = defaultdict(int)
+    begun: set[int] = set()
     for step in recording.steps:
-        samples[int((step.end - origin) // SAMPLE_SECONDS)].append(step)
+        second = int((step.end - origin) // SAMPLE_SECONDS)
+        samples[second].append(step)
+        # As vLLM counts: a whole prompt, cached or not, when its first token is there.
+        first = {one for one, new in zip(step.requests, step.sampled, strict=True) if new} - begun
+        begun |= first
+        prompts[second] += sum(recording.requests[one].prompt_tokens for one in first if one in recording.requests)
     rows = []
     for second in sorted(samples):
         steps = samples[second]
@@ -565,9 +572,8 @@ def _timeline(recording: _Recording, origin: float) -> pa.Table:
         usable = isinstance(total, int) and total > 1 and last.free_blocks is not None
         # One block is vLLM's null block, never free.
         usage = 1 - last.free_blocks / (total - 1) if usable else None  # type: ignore[operator]
-        prompts = sum(sum(step.scheduled) for step in steps) - new
         values = (float(last.running), float(last.waiting), None if usage is None else round(max(usage, 0.0), 6))
-        speeds = (max(prompts, 0) / SAMPLE_SECONDS, new / SAMPLE_SECONDS)
+        speeds = (prompts[second] / SAMPLE_SECONDS, new / SAMPLE_SECONDS)
         rows.append((round((second + 1) * SAMPLE_SECONDS, 6), *values, *speeds))
     arrays = [pa.array([row[place] for row in rows], type=one.type) for place, one in enumerate(TIMELINE)]
     return pa.table(arrays, schema=TIMELINE)
