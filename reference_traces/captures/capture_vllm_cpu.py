@@ -84,8 +84,8 @@ SHAPES = {
     "vllm-cpu-long-prompts": Shape(
         "long prompts in chunks of at most 256 tokens",
         seed=6,
-        requests=60,
-        rate=3.0,
+        requests=40,
+        rate=0.8,
         prefixes=0,
         own=(400, 3500),
         output=(8, 96),
@@ -101,7 +101,7 @@ SHAPES = {
         priorities=3,
         num_gpu_blocks=200,
     ),
-    "vllm-cpu-repeat": Shape("one workload, five times", seed=8, requests=120, rate=6.0, prefixes=2, repeats=5),
+    "vllm-cpu-repeat": Shape("one workload, five times", seed=8, requests=80, rate=2.0, prefixes=2, repeats=5),
 }
 
 
