@@ -1,8 +1,8 @@
 """Measure what the recorder costs a real vLLM: the same engine with it and without it, in turns.
 
 RUNS ONLY WHERE vLLM IS INSTALLED (written for 0.32.0). One offline engine serves the same requests again and again;
-before every pass its scheduler becomes, or stops being, a recording one (its class is exchanged), so that both see
-the same machine in the same minute. The engine core runs in this process, the worst case: front end, scheduler and
+before every pass its scheduler gets its own methods back, or the recorder's, so that both see the same machine in the
+same minute. The engine core runs in this process, the worst case: front end, scheduler and
 the recorder's thread share one interpreter. Prints one JSON object::
 
     python measure_recorder.py --passes 40
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 from tiny_model import MODEL, write_model
@@ -61,8 +62,7 @@ def measured(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
         scheduler_cls="replay.recorder.RecordingScheduler",
     )
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    recording = type(scheduler)
-    plain = recording.__bases__[1]
+    plain = type(scheduler).__bases__[1]
     random = np.random.default_rng(0)
     prompts = [
         {"prompt_token_ids": random.integers(3, MODEL["vocab_size"], size=options.prompt_tokens).tolist()}
@@ -73,20 +73,23 @@ def measured(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
         temperature=0, ignore_eos=True, min_tokens=tokens, max_tokens=tokens, detokenize=False
     )
 
-    def one_pass(kind: type) -> float:
-        scheduler.__class__ = kind
+    def one_pass(recording: bool) -> float:
+        for name in ("schedule", "update_from_output", "add_request", "finish_requests"):
+            scheduler.__dict__.pop(name, None)
+            if not recording:
+                setattr(scheduler, name, MethodType(getattr(plain, name), scheduler))
         begun = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
         return time.perf_counter() - begun
 
     for _ in range(3):
-        one_pass(plain), one_pass(recording)
+        one_pass(False), one_pass(True)
     spent = scheduler.recorder._spent
     pairs = []
     for number in range(options.passes):
-        order = (plain, recording) if number % 2 else (recording, plain)
-        taken = {kind: one_pass(kind) for kind in order}
-        pairs.append((taken[plain], taken[recording]))
+        order = (False, True) if number % 2 else (True, False)
+        taken = {recording: one_pass(recording) for recording in order}
+        pairs.append((taken[False], taken[True]))
     steps = tokens  # the prompts fit one step, which makes the first token
     without, with_it = np.array(pairs).T
     ratios = with_it / without - 1

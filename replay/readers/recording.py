@@ -42,6 +42,7 @@ _INFLATED = 2**20
 
 _Time = Annotated[float, Field(ge=-MOST_SECONDS, le=MOST_SECONDS, allow_inf_nan=False)]
 _Handle = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Hash = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 
 
@@ -82,7 +83,7 @@ class _Request(_Part):
     prompt_tokens: _Tokens
     max_tokens: int | None = None
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
-    block_hashes: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] | None = None
+    block_hashes: list[_Hash] | None = None
 
 
 class _Step(_Part):
@@ -93,6 +94,7 @@ class _Step(_Part):
     scheduled: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
     sampled: list[Annotated[int, Field(ge=0, le=2**20)]]
     preempted: list[_Handle] = []
+    output_hashes: list[Annotated[tuple[_Handle, list[_Hash]], Field(strict=False)]] = []
     finished: list[Annotated[tuple[_Handle, str], Field(strict=False)]] = []
     running: int = Field(ge=0, le=2**31 - 1)
     waiting: int = Field(ge=0, le=2**31 - 1)
@@ -108,6 +110,13 @@ class _Aborted(_Part):
 
 class _Reset(_Part):
     prefix_cache_reset: bool
+    at: _Time
+
+
+class _Idle(_Part):
+    """Preemptions by a call that then scheduled nothing."""
+
+    preempted_idle: list[_Handle]
     at: _Time
 
 
@@ -133,6 +142,7 @@ _KINDS: tuple[tuple[str, TypeAdapter[Any]], ...] = tuple(
         ("request", _Request),
         ("aborted", _Aborted),
         ("prefix_cache_reset", _Reset),
+        ("preempted_idle", _Idle),
         ("dropped", _Dropped),
         ("failed", _Failed),
         ("end", _End),
@@ -153,6 +163,7 @@ class _Recording:
     outcomes: dict[int, str] = field(default_factory=dict)
     resets: list[_Reset] = field(default_factory=list)
     clocks: list[_Clock] = field(default_factory=list)
+    idle_preemptions: list[int] = field(default_factory=list)
     dropped: int = 0
     failures: list[str] = field(default_factory=list)
     end: _End | None = None
@@ -374,6 +385,8 @@ def _take(recording: _Recording, one: Any, path: Path, row: int) -> None:
             recording.outcomes.setdefault(handle, one.status)
     elif isinstance(one, _Reset):
         recording.resets.append(one)
+    elif isinstance(one, _Idle):
+        recording.idle_preemptions += one.preempted_idle
     elif isinstance(one, _Dropped):
         recording.dropped = one.dropped
     elif isinstance(one, _Failed):
@@ -393,6 +406,7 @@ class _Served:
     cached: int | None = None
     preemptions: int = 0
     token_times: list[float] = field(default_factory=list)
+    output_hashes: list[int] = field(default_factory=list)
 
 
 def _served(recording: _Recording) -> dict[int, _Served]:
@@ -403,8 +417,12 @@ def _served(recording: _Recording) -> dict[int, _Served]:
             if one.scheduled is None:
                 one.scheduled, one.cached = step.scheduled_at, max(computed, 0)
             one.token_times.extend([step.end] * new)
+        for handle, hashes in step.output_hashes:
+            served[handle].output_hashes = hashes
         for handle in step.preempted:
             served[handle].preemptions += 1
+    for handle in recording.idle_preemptions:
+        served[handle].preemptions += 1
     return served
 
 
@@ -500,6 +518,8 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
     for request, arrival in zip(requests, arrivals, strict=True):
         one = served.get(request.request) or _Served()
         times = one.token_times
+        # Chained hashes may go on over the output, which the next turn of a conversation repeats.
+        own, epoch = request.block_hashes, bisect(emptied, one.scheduled or request.queued)
         status, error = _status(recording.outcomes.get(request.request), len(times))
         rows.append(
             {
@@ -520,15 +540,15 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
                 "output_tokens": max(len(times), 1),
                 "cached_tokens": one.cached,
                 "preemptions": one.preemptions,
-                "block_hashes": _after_emptying(request.block_hashes, bisect(emptied, one.scheduled or request.queued)),
+                "block_hashes": None if own is None else _after_emptying(own + one.output_hashes, epoch),
             }
         )
     return rows
 
 
-def _after_emptying(hashes: list[int] | None, times: int) -> list[int] | None:
+def _after_emptying(hashes: list[int], times: int) -> list[int]:
     """Return other hashes for prompts that came after the prefix cache was emptied: nothing before is found again."""
-    if not hashes or not times:
+    if not times:
         return hashes
     key = times.to_bytes(4, "little")
     digests = (blake2b(one.to_bytes(8, "little"), digest_size=8, key=key).digest() for one in hashes)

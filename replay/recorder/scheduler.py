@@ -75,7 +75,8 @@ class Recorder:
     def __init__(self, scheduler: Any) -> None:
         self.alive = False
         self._scheduler = scheduler
-        self._here: set[str] = set()
+        self._here: dict[str, Any] = {}
+        self._chains: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {}
         self._handles: dict[str, int] = {}
         self._late: dict[str, int] = {}
         self._next = 0
@@ -149,7 +150,7 @@ class Recorder:
         name = request.request_id
         if name in self._here:
             return  # A further piece of a streamed input.
-        self._here.add(name)
+        self._here[name] = request
         record: dict[str, Any] = {
             "id": name,
             "arrival": request.arrival_time,
@@ -164,6 +165,7 @@ class Recorder:
         def encode() -> dict[str, Any]:
             if tokens is not None:
                 record["block_hashes"] = chain(tokens, size, key, extra)
+                self._chains[name] = (record["block_hashes"], extra)
                 if ids:
                     record["prompt_token_ids"] = list(tokens)
             return {"request": self._handle(name, new=True), **record}
@@ -175,10 +177,13 @@ class Recorder:
     @_guarded
     def scheduled(self, output: Any, called: float, returned: float, before: tuple[Any, int]) -> None:
         """Note what a schedule call composed; it is written when its output is in."""
+        scheduler = self._scheduler
         if not output.num_scheduled_tokens:
             self._idle_calls += 1
+            victims = _preempted(scheduler, output, before)
+            if victims:
+                self._put(lambda: {"preempted_idle": sorted(self._handle(one) for one in victims), "at": called}, 4)
             return
-        scheduler = self._scheduler
         requests = scheduler.requests
         # The dict keeps the order of scheduling. Copied, as a model runner may correct it.
         counts = dict(output.num_scheduled_tokens)
@@ -206,8 +211,7 @@ class Recorder:
         end = min((one.timestamp for one in outputs.values()), default=returned)
         sampled = {one.request_id: len(one.new_token_ids) for one in made}
         finished = [(one.request_id, int(one.finish_reason)) for one in made if one.finish_reason is not None]
-        for name, _ in finished:
-            self._here.discard(name)
+        ended = [(name, self._here.pop(name, None)) for name, _ in finished]
         tokens = [(one.request_id, list(one.new_token_ids)) for one in made] if self._token_ids else []
         clock = None
         if returned - self._clock_told > 1.0:
@@ -234,6 +238,9 @@ class Recorder:
                 record["preempted"] = sorted(self._handle(one) for one in preempted)
             if tokens:
                 record["token_ids"] = [[self._handle(name), ids] for name, ids in tokens]
+            hashes = [[self._handle(name), self._output_hashes(name, one)] for name, one in ended]
+            if any(one for _, one in hashes):
+                record["output_hashes"] = [one for one in hashes if one[1]]
             if finished:
                 record["finished"] = [[self._ended(name), reason_name(reason)] for name, reason in finished]
             if clock is not None:
@@ -247,11 +254,20 @@ class Recorder:
     def aborted(self, requests: Any, status: Any) -> None:
         """Note requests that were ended from outside, by their ids."""
         known = [one for one in requests if one in self._here]
-        self._here.difference_update(known)
         if not known:
             return
+        for one in known:
+            del self._here[one]
         named, now = getattr(status, "name", str(status)), time.monotonic()
         self._put(lambda: {"aborted": [self._ended(one) for one in known], "status": named, "at": now}, 4 * len(known))
+
+    def _output_hashes(self, name: str, request: Any) -> list[int]:
+        """Return the hashes of the blocks that a request's output filled, which its next turn may find cached."""
+        prompt, extra = self._chains.pop(name, ([], []))
+        if request is None or getattr(request, "prompt_token_ids", None) is None:
+            return []
+        tokens = list(request.all_token_ids[len(prompt) * self._block_size :])
+        return chain(tokens, self._block_size, self._key, extra, prompt)
 
     def _handle(self, name: str, *, new: bool = False) -> int:
         """Return the number that stands for a request in the file; in the writing thread only."""
@@ -267,6 +283,7 @@ class Recorder:
         """Return the number of a request that has ended: its id may come again, and a step ahead may still have it."""
         handle = self._handle(name)
         self._handles.pop(name, None)
+        self._chains.pop(name, None)
         self._late[name] = handle
         if len(self._late) > MOST_ENDED:
             del self._late[next(iter(self._late))]

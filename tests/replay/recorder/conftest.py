@@ -39,6 +39,10 @@ class FakeRequest:
     mm_features: list[Any] = field(default_factory=list)
 
     @property
+    def all_token_ids(self) -> list[int]:
+        return [*(self.prompt_token_ids or ()), *([7] * self.made)]
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids or ())
 

@@ -33,8 +33,9 @@ def test_every_iteration_and_request_is_recorded(recorded, make_request):
     assert [row["prompt_tokens"] for row in rows] == [10, 10]
     assert [row["output_tokens"] for row in rows] == [3, 1]
     assert [row["priority"] for row in rows] == [0, 2]
-    assert rows[0]["block_hashes"] == rows[1]["block_hashes"]
-    assert len(rows[0]["block_hashes"]) == 2
+    # Two full blocks of the prompt; with its three tokens of output "a" fills a third.
+    assert rows[0]["block_hashes"][:2] == rows[1]["block_hashes"]
+    assert rows[0]["block_hashes"] == hashes.chain([*range(10), 7, 7], 4, hashes.salt())
     steps = trace.iterations.to_pylist()
     # 8 tokens a step: prompts of 10, then decodes; "b" has its one token in the third step.
     assert [(step["requests"], step["computed"], step["scheduled"]) for step in steps] == [
