@@ -98,7 +98,7 @@ def _content(trace: Trace, path: Path) -> dict[str, Any]:
 
 
 def _whole(trace: Trace) -> bool:
-    return trace.requests.column("preemptions").null_count == 0
+    return bool(trace.requests.column("preemptions").null_count == 0)
 
 
 def _told(document: dict[str, Any]) -> list[str]:

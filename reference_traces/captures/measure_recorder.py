@@ -69,9 +69,7 @@ def measured(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
         for _ in range(options.requests)
     ]
     tokens = options.output_tokens
-    params = vllm.SamplingParams(
-        temperature=0, ignore_eos=True, min_tokens=tokens, max_tokens=tokens, detokenize=False
-    )
+    params = vllm.SamplingParams(temperature=0, ignore_eos=True, min_tokens=tokens, max_tokens=tokens, detokenize=False)
 
     def one_pass(recording: bool) -> float:
         for name in ("schedule", "update_from_output", "add_request", "finish_requests"):

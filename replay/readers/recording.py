@@ -431,7 +431,8 @@ def _to_monotonic(recording: _Recording, wall: list[float], near: list[float]) -
     at = np.array([one.monotonic for one in recording.clocks])
     ahead = np.array([one.wall for one in recording.clocks]) - at
     order = np.argsort(at, kind="stable")
-    return np.asarray(wall) - np.interp(near, at[order], ahead[order])
+    moved: np.ndarray[Any, Any] = np.asarray(wall) - np.interp(near, at[order], ahead[order])
+    return moved
 
 
 def _status(outcome: str | None, tokens: int) -> tuple[str, str | None]:
@@ -507,8 +508,8 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
         first = served[handle].scheduled
         at = recording.clocks[0].monotonic if first is None else first
         wall = recording.clocks[0].wall + at - recording.clocks[0].monotonic
-        lost = {"request": handle, "id": f"unknown-{handle}", "arrival": wall, "queued": at, "prompt_tokens": 0}
-        known = known | {handle: _Request(**lost)}
+        lost = _Request(request=handle, id=f"unknown-{handle}", arrival=wall, queued=at, prompt_tokens=0, priority=0)
+        known = known | {handle: lost}
         recording.outcomes[handle] = "its record was dropped"
     requests = [known[handle] for handle in sorted(known)]
     near = [one.queued for one in requests]
@@ -620,9 +621,9 @@ def _meta(recordings: list[_Recording], name: str, origin: float, stripped: bool
             "origin_monotonic": origin,
             "origin_wall": round(clock.wall - clock.monotonic + origin, 6),
             "drift": round(max(_drift(one) for one in recordings), 7),
-            "note": "Stamps are time.monotonic() of the engine's process, less that of the first arrival. Arrivals were "
-            "stamped by the front end on the wall clock and are moved by the difference of the two clocks, which the "
-            "recorder read about every second.",
+            "note": "Stamps are time.monotonic() of the engine's process, less that of the first arrival. Arrivals "
+            "were stamped by the front end on the wall clock and are moved by the difference of the two clocks, which "
+            "the recorder read about every second.",
         },
         "columns": dict.fromkeys(measured.split(), "measured"),
         "block_hash": {"block_size": header.block_size},
@@ -634,7 +635,9 @@ def _meta(recordings: list[_Recording], name: str, origin: float, stripped: bool
         meta["model_config"] = header.shape
     if len(recordings) > 1:
         ranks = ", ".join(one.name for one in recordings)
-        meta["notes"].append(f"Requests of several engine cores; their iterations are in the traces {name}#... {ranks}.")
+        meta["notes"].append(
+            f"Requests of several engine cores; their iterations are in the traces {name}#... {ranks}."
+        )
     return meta
 
 

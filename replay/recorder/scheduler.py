@@ -33,6 +33,7 @@ class RecordingScheduler:
     """What ``--scheduler-cls`` names: makes vLLM's own scheduler, synchronous or asynchronous, that takes notes."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Take the arguments of vLLM's scheduler, whichever its version has."""
         base = own_scheduler(kwargs["vllm_config"] if "vllm_config" in kwargs else args[0])
         return type(f"Recording{base.__name__}", (Notes, base), {"__module__": __name__})(*args, **kwargs)
 

@@ -181,6 +181,20 @@ def test_several_runs_in_a_folder_must_be_chosen_from(write):
         read_trace(folder, "dp7")
 
 
+def attempt(path):
+    """Return what is read if it can be saved too; None if it was refused in one printable line."""
+    refusal = ""
+    try:
+        trace = read_trace(path)
+        json.dumps(trace.meta, allow_nan=False)
+        return trace
+    except InputError as error:
+        refusal = str(error)
+    assert refusal.isprintable()
+    assert len(refusal) < 1000
+    return None
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_cut_at_any_byte_every_whole_record_before_it_is_read(tmp_path, whole):
     """Flushes as the recorder makes them (a member a record here), and one member of everything."""
@@ -191,12 +205,9 @@ def test_cut_at_any_byte_every_whole_record_before_it_is_read(tmp_path, whole):
     for size in range(1, len(data)):
         path.write_bytes(data[:size])
         flushed = int(np.searchsorted(ends, size, side="right"))
-        try:
-            trace = read_trace(path)
-        except InputError as error:
-            # Nothing of it: no header, or no request yet.
+        trace = attempt(path)
+        if trace is None:  # no header, or no request yet
             assert flushed < 2
-            assert "internal" not in str(error)
             continue
         steps = trace.iterations.num_rows if trace.iterations is not None else 0
         assert steps >= (sum("scheduled_at" in one for one in RECORDS[:flushed]) if whole else 0)
@@ -212,12 +223,7 @@ def test_damage_is_refused_in_one_line_or_gives_a_trace(tmp_path_factory, place,
     place %= len(data)
     path = tmp_path_factory.getbasetemp() / "damaged.jsonl"
     path.write_bytes(data[:place] + junk + data[place + len(junk) :])
-    try:
-        trace = read_trace(path)
-    except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        trace.save(path.with_name("damaged"))
+    attempt(path)
 
 
 JUNK = st.none() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=3) | st.lists(st.integers(-3, 9))
@@ -234,10 +240,7 @@ def test_fields_of_other_kinds_are_named(tmp_path_factory, place, data):
         del records[place][key]
     path = tmp_path_factory.getbasetemp() / "changed.jsonl"
     path.write_text("".join(json.dumps(one, separators=(",", ":")) + "\r\n" for one in records), encoding="utf-8")
-    try:
-        read_trace(path).save(path.with_name("changed"))
-    except InputError as error:
-        assert "\n" not in str(error)
+    attempt(path)
 
 
 @pytest.fixture(scope="module")

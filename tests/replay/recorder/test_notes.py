@@ -93,7 +93,7 @@ def test_token_ids_are_kept_only_if_asked(recorded, make_request, monkeypatch):
     file.unlink()
     monkeypatch.setenv(TOKEN_IDS, "1")
     recorded([make_request("a", [11, 22, 33])]).shutdown()
-    records = [json.loads(line) for line in gzip.open(file)]
+    records = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
     assert records[1]["prompt_token_ids"] == [11, 22, 33]
     assert [one["token_ids"] for one in records if "token_ids" in one] == [[[0, [7]]]] * 3
 
@@ -143,7 +143,7 @@ def test_hashes_tell_equal_prompts_and_no_more(make_request):
     tokens = list(range(12))
     key = hashes.salt()
     same = hashes.chain(tokens, 4, key)
-    assert same == hashes.chain(tokens + [99], 4, key)
+    assert same == hashes.chain([*tokens, 99], 4, key)
     assert len(set(same)) == 3
     assert not set(same) & set(hashes.chain(tokens, 4, b"another key"))
     other = hashes.chain([*tokens[:4], 0, *tokens[5:]], 4, key)

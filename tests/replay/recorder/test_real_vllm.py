@@ -62,7 +62,9 @@ def test_vllm_s_schedulers_in_both_loops_are_recorded_as_they_scheduled(driven, 
         )
     begun = 1e-6 * min(one["arrival_us"] for one in seen["requests"])
     starts = [one.get("sched_us", one["start_us"]) for one in seen["iterations"]]
-    assert trace.iterations.column("scheduled_at").to_numpy() == pytest.approx(1e-6 * np.array(starts) - begun, abs=1e-6)
+    assert trace.iterations.column("scheduled_at").to_numpy() == pytest.approx(
+        1e-6 * np.array(starts) - begun, abs=1e-6
+    )
     row = {one: number for number, one in enumerate(ids)}
     for result in seen["results"]:
         request = trace.requests.slice(row[result["id"]], 1).to_pylist()[0]

@@ -17,7 +17,7 @@ FIRST = {"format": FORMAT}
 
 
 def records(path):
-    return [json.loads(line) for line in gzip.open(path)]
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
 def test_what_is_put_is_written_in_order(tmp_path):
@@ -110,8 +110,9 @@ def test_a_killed_process_leaves_what_it_flushed(tmp_path):
         process.send_signal(signal.SIGKILL)
     found = []
     try:
-        for line in gzip.open(tmp_path / "a"):
-            found.append(json.loads(line))
+        with gzip.open(tmp_path / "a") as stream:
+            for line in stream:
+                found.append(json.loads(line))
     except (EOFError, ValueError):  # at most the flush that was under way
         pass
     assert found[0] == FIRST
