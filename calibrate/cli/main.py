@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": ("calibrate.cli.fit_command", "Fit a profile to measured runs, with intervals and held-out error."),
     "ingest": ("calibrate.cli.ingest_command", "Join logs and results of one run into a trace; say what is unknown."),
     "profiles": ("calibrate.cli.profiles_group", "List, show and import profiles, models and hardware."),
+    "record": ("calibrate.cli.record_command", "Say how to record a vLLM engine, or what a recording holds."),
     "replay": ("calibrate.cli.replay_command", "Simulate a trace's requests and write the predicted trace."),
     "report": ("calibrate.cli.report_command", "Replay a trace, compare, and print the error report."),
     "traces": ("calibrate.cli.traces_group", "List, show and fetch reference traces."),

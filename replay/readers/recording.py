@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +42,7 @@ _INFLATED = 2**20
 
 _Time = Annotated[float, Field(ge=-MOST_SECONDS, le=MOST_SECONDS, allow_inf_nan=False)]
 _Handle = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Hash = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 
 
@@ -80,7 +83,7 @@ class _Request(_Part):
     prompt_tokens: _Tokens
     max_tokens: int | None = None
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
-    block_hashes: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] | None = None
+    block_hashes: list[_Hash] | None = None
 
 
 class _Step(_Part):
@@ -91,6 +94,7 @@ class _Step(_Part):
     scheduled: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
     sampled: list[Annotated[int, Field(ge=0, le=2**20)]]
     preempted: list[_Handle] = []
+    output_hashes: list[Annotated[tuple[_Handle, list[_Hash]], Field(strict=False)]] = []
     finished: list[Annotated[tuple[_Handle, str], Field(strict=False)]] = []
     running: int = Field(ge=0, le=2**31 - 1)
     waiting: int = Field(ge=0, le=2**31 - 1)
@@ -106,6 +110,13 @@ class _Aborted(_Part):
 
 class _Reset(_Part):
     prefix_cache_reset: bool
+    at: _Time
+
+
+class _Idle(_Part):
+    """Preemptions by a call that then scheduled nothing."""
+
+    preempted_idle: list[_Handle]
     at: _Time
 
 
@@ -131,6 +142,7 @@ _KINDS: tuple[tuple[str, TypeAdapter[Any]], ...] = tuple(
         ("request", _Request),
         ("aborted", _Aborted),
         ("prefix_cache_reset", _Reset),
+        ("preempted_idle", _Idle),
         ("dropped", _Dropped),
         ("failed", _Failed),
         ("end", _End),
@@ -151,10 +163,16 @@ class _Recording:
     outcomes: dict[int, str] = field(default_factory=dict)
     resets: list[_Reset] = field(default_factory=list)
     clocks: list[_Clock] = field(default_factory=list)
+    idle_preemptions: list[int] = field(default_factory=list)
     dropped: int = 0
     failures: list[str] = field(default_factory=list)
     end: _End | None = None
     cut: bool = False
+
+    @property
+    def emptied(self) -> list[float]:
+        """When the prefix cache was emptied."""
+        return [one.at for one in self.resets if one.prefix_cache_reset]
 
     @property
     def name(self) -> str:
@@ -367,6 +385,8 @@ def _take(recording: _Recording, one: Any, path: Path, row: int) -> None:
             recording.outcomes.setdefault(handle, one.status)
     elif isinstance(one, _Reset):
         recording.resets.append(one)
+    elif isinstance(one, _Idle):
+        recording.idle_preemptions += one.preempted_idle
     elif isinstance(one, _Dropped):
         recording.dropped = one.dropped
     elif isinstance(one, _Failed):
@@ -386,6 +406,7 @@ class _Served:
     cached: int | None = None
     preemptions: int = 0
     token_times: list[float] = field(default_factory=list)
+    output_hashes: list[int] = field(default_factory=list)
 
 
 def _served(recording: _Recording) -> dict[int, _Served]:
@@ -396,8 +417,12 @@ def _served(recording: _Recording) -> dict[int, _Served]:
             if one.scheduled is None:
                 one.scheduled, one.cached = step.scheduled_at, max(computed, 0)
             one.token_times.extend([step.end] * new)
+        for handle, hashes in step.output_hashes:
+            served[handle].output_hashes = hashes
         for handle in step.preempted:
             served[handle].preemptions += 1
+    for handle in recording.idle_preemptions:
+        served[handle].preemptions += 1
     return served
 
 
@@ -406,7 +431,8 @@ def _to_monotonic(recording: _Recording, wall: list[float], near: list[float]) -
     at = np.array([one.monotonic for one in recording.clocks])
     ahead = np.array([one.wall for one in recording.clocks]) - at
     order = np.argsort(at, kind="stable")
-    return np.asarray(wall) - np.interp(near, at[order], ahead[order])
+    moved: np.ndarray[Any, Any] = np.asarray(wall) - np.interp(near, at[order], ahead[order])
+    return moved
 
 
 def _status(outcome: str | None, tokens: int) -> tuple[str, str | None]:
@@ -482,16 +508,19 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
         first = served[handle].scheduled
         at = recording.clocks[0].monotonic if first is None else first
         wall = recording.clocks[0].wall + at - recording.clocks[0].monotonic
-        lost = {"request": handle, "id": f"unknown-{handle}", "arrival": wall, "queued": at, "prompt_tokens": 0}
-        known = known | {handle: _Request(**lost)}
+        lost = _Request(request=handle, id=f"unknown-{handle}", arrival=wall, queued=at, prompt_tokens=0, priority=0)
+        known = known | {handle: lost}
         recording.outcomes[handle] = "its record was dropped"
     requests = [known[handle] for handle in sorted(known)]
     near = [one.queued for one in requests]
     arrivals = _to_monotonic(recording, [one.arrival for one in requests], near)
+    emptied = recording.emptied
     rows = []
     for request, arrival in zip(requests, arrivals, strict=True):
         one = served.get(request.request) or _Served()
         times = one.token_times
+        # Chained hashes may go on over the output, which the next turn of a conversation repeats.
+        own, epoch = request.block_hashes, bisect(emptied, one.scheduled or request.queued)
         status, error = _status(recording.outcomes.get(request.request), len(times))
         rows.append(
             {
@@ -512,10 +541,19 @@ def _rows(recording: _Recording, place: int) -> list[dict[str, Any]]:
                 "output_tokens": max(len(times), 1),
                 "cached_tokens": one.cached,
                 "preemptions": one.preemptions,
-                "block_hashes": request.block_hashes,
+                "block_hashes": None if own is None else _after_emptying(own + one.output_hashes, epoch),
             }
         )
     return rows
+
+
+def _after_emptying(hashes: list[int], times: int) -> list[int]:
+    """Return other hashes for prompts that came after the prefix cache was emptied: nothing before is found again."""
+    if not times:
+        return hashes
+    key = times.to_bytes(4, "little")
+    digests = (blake2b(one.to_bytes(8, "little"), digest_size=8, key=key).digest() for one in hashes)
+    return [int.from_bytes(one, "little") >> 1 for one in digests]
 
 
 def _iterations(recording: _Recording, origin: float, places: dict[tuple[int, int], int]) -> pa.Table:
@@ -539,8 +577,15 @@ def _timeline(recording: _Recording, origin: float) -> pa.Table:
     """Gauges after the last schedule call, and tokens, of every ``SAMPLE_SECONDS`` in which an iteration ended."""
     total = recording.header.engine.arguments.get("num_gpu_blocks")
     samples: dict[int, list[_Step]] = defaultdict(list)
+    prompts: dict[int, int] = defaultdict(int)
+    begun: set[int] = set()
     for step in recording.steps:
-        samples[int((step.end - origin) // SAMPLE_SECONDS)].append(step)
+        second = int((step.end - origin) // SAMPLE_SECONDS)
+        samples[second].append(step)
+        # As vLLM counts: a whole prompt, cached or not, when its first token is there.
+        first = {one for one, new in zip(step.requests, step.sampled, strict=True) if new} - begun
+        begun |= first
+        prompts[second] += sum(recording.requests[one].prompt_tokens for one in first if one in recording.requests)
     rows = []
     for second in sorted(samples):
         steps = samples[second]
@@ -548,9 +593,8 @@ def _timeline(recording: _Recording, origin: float) -> pa.Table:
         usable = isinstance(total, int) and total > 1 and last.free_blocks is not None
         # One block is vLLM's null block, never free.
         usage = 1 - last.free_blocks / (total - 1) if usable else None  # type: ignore[operator]
-        prompts = sum(sum(step.scheduled) for step in steps) - new
         values = (float(last.running), float(last.waiting), None if usage is None else round(max(usage, 0.0), 6))
-        speeds = (max(prompts, 0) / SAMPLE_SECONDS, new / SAMPLE_SECONDS)
+        speeds = (prompts[second] / SAMPLE_SECONDS, new / SAMPLE_SECONDS)
         rows.append((round((second + 1) * SAMPLE_SECONDS, 6), *values, *speeds))
     arrays = [pa.array([row[place] for row in rows], type=one.type) for place, one in enumerate(TIMELINE)]
     return pa.table(arrays, schema=TIMELINE)
@@ -577,9 +621,9 @@ def _meta(recordings: list[_Recording], name: str, origin: float, stripped: bool
             "origin_monotonic": origin,
             "origin_wall": round(clock.wall - clock.monotonic + origin, 6),
             "drift": round(max(_drift(one) for one in recordings), 7),
-            "note": "Stamps are time.monotonic() of the engine's process, less that of the first arrival. Arrivals were "
-            "stamped by the front end on the wall clock and are moved by the difference of the two clocks, which the "
-            "recorder read about every second.",
+            "note": "Stamps are time.monotonic() of the engine's process, less that of the first arrival. Arrivals "
+            "were stamped by the front end on the wall clock and are moved by the difference of the two clocks, which "
+            "the recorder read about every second.",
         },
         "columns": dict.fromkeys(measured.split(), "measured"),
         "block_hash": {"block_size": header.block_size},
@@ -607,13 +651,19 @@ def _notes(recording: _Recording, several: bool) -> list[str]:
     """What a user must know of how complete a recording is."""
     notes = []
     if recording.end is None or recording.cut:
-        notes.append("It has no end mark: the engine was killed or still ran. What had been flushed is here.")
+        left = len(set(recording.requests) - set(recording.outcomes))
+        notes.append(
+            "It has no end mark: the engine was killed or still ran. What had been flushed is here"
+            + (f"; {left} requests had not ended." if left else ", and every request in it had ended.")
+        )
     if recording.dropped:
         notes.append(f"{recording.dropped} records were dropped, as the disk was too slow: iterations are missing.")
     notes += [f"A record failed: {one}." for one in recording.failures[:5]]
-    lasting = [one.at for one in recording.resets if one.prefix_cache_reset]
-    if lasting:
-        notes.append(f"The prefix cache was emptied {len(lasting)} times.")
+    if recording.emptied:
+        notes.append(
+            f"The prefix cache was emptied {len(recording.emptied)} times; hashes of prompts scheduled after it have "
+            "nothing in common with those before."
+        )
     if _drift(recording) > CLOCKS_AGREE:
         notes.append(f"The wall clock moved by {_drift(recording):.3f} s against the monotonic one.")
     if recording.header.loop == "asynchronous":

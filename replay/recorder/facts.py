@@ -10,26 +10,32 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-_SCHEDULER = (
-    "max_num_seqs max_num_batched_tokens max_num_scheduled_tokens max_model_len enable_chunked_prefill "
-    "long_prefill_token_threshold max_num_partial_prefills max_long_partial_prefills scheduler_reserve_full_isl "
-    "watermark async_scheduling stream_interval"
-).split()
-_CACHE = (
-    "block_size enable_prefix_caching prefix_caching_hash_algo gpu_memory_utilization swap_space "
-    "kv_sharing_fast_prefill mamba_cache_mode"
-).split()
-_PARALLEL = (
-    "tensor_parallel_size pipeline_parallel_size data_parallel_size data_parallel_size_local enable_expert_parallel "
-    "decode_context_parallel_size distributed_executor_backend all2all_backend enable_eplb enable_dbo"
-).split()
-_MODEL = "model dtype quantization max_model_len enforce_eager seed revision".split()
-_SHAPE = (
-    "architectures model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim vocab_size max_position_embeddings tie_word_embeddings torch_dtype hidden_act rms_norm_eps rope_theta "
-    "num_experts num_local_experts n_routed_experts num_experts_per_tok moe_intermediate_size sliding_window "
-    "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim"
-).split()
+# fmt: off
+_SCHEDULER = [
+    "max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "max_model_len", "enable_chunked_prefill",
+    "long_prefill_token_threshold", "max_num_partial_prefills", "max_long_partial_prefills",
+    "scheduler_reserve_full_isl", "watermark", "async_scheduling", "stream_interval",
+]
+_CACHE = [
+    "block_size", "enable_prefix_caching", "prefix_caching_hash_algo", "gpu_memory_utilization", "swap_space",
+    "kv_sharing_fast_prefill", "mamba_cache_mode",
+]
+_PARALLEL = [
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",
+    "enable_expert_parallel", "decode_context_parallel_size", "distributed_executor_backend", "all2all_backend",
+    "enable_eplb", "enable_dbo",
+]
+_MODEL = [
+    "model", "dtype", "quantization", "max_model_len", "enforce_eager", "seed", "revision",
+]
+_SHAPE = [
+    "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings", "torch_dtype",
+    "hidden_act", "rms_norm_eps", "rope_theta", "num_experts", "num_local_experts", "n_routed_experts",
+    "num_experts_per_tok", "moe_intermediate_size", "sliding_window", "kv_lora_rank", "q_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+]
+# fmt: on
 
 
 def plain(value: Any) -> Any:

@@ -31,7 +31,13 @@ def salt() -> bytes:
         return os.urandom(64)
 
 
-def chain(tokens: Sequence[int], block_size: int, key: bytes, extra: Sequence[tuple[int, int, str]] = ()) -> list[int]:
+def chain(
+    tokens: Sequence[int],
+    block_size: int,
+    key: bytes,
+    extra: Sequence[tuple[int, int, str]] = (),
+    before: Sequence[int] = (),
+) -> list[int]:
     """Return the hash of every full block of ``block_size`` tokens, each standing for all before it too.
 
     Parameters
@@ -42,17 +48,19 @@ def chain(tokens: Sequence[int], block_size: int, key: bytes, extra: Sequence[tu
         At most 64 bytes.
     extra : sequence of (begin, end, name)
         What else the tokens ``begin`` to ``end`` stand for: an image, a LoRA adapter, a cache salt.
+    before : sequence of int
+        Hashes of the blocks before ``tokens``, which this chain goes on from.
     """
     data = array("q", tokens).tobytes()
     width = 8 * block_size
     hashes = []
-    parent = b""
-    for block, begin in enumerate(range(0, len(data) - width + 1, width)):
+    parent = before[-1].to_bytes(8, "little") if before else b""
+    for block, begin in enumerate(range(0, len(data) - width + 1, width), len(before)):
         first = block * block_size
         named = [f"{start - first}:{name}" for start, end, name in extra if start < first + block_size and end > first]
         text = parent + data[begin : begin + width] + "\0".join(named).encode()
-        parent = blake2b(text, digest_size=8, key=key).digest()
-        hashes.append(int.from_bytes(parent, "little") & _POSITIVE)
+        hashes.append(int.from_bytes(blake2b(text, digest_size=8, key=key).digest(), "little") & _POSITIVE)
+        parent = hashes[-1].to_bytes(8, "little")
         if block % _SLICE == _SLICE - 1:
             time.sleep(0)
     return hashes

@@ -12,7 +12,6 @@ import atexit
 import functools
 import os
 import time
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ FOLDER = "SERVECAL_RECORDING"
 TOKEN_IDS = "SERVECAL_RECORDING_TOKEN_IDS"
 MOST_IN_FLIGHT = 64
 """Steps scheduled and not updated from that are remembered; vLLM has one to a few."""
+MOST_ENDED = 16384
+"""Requests that have ended and are remembered, as steps scheduled ahead still hold them."""
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 
 
@@ -32,6 +33,7 @@ class RecordingScheduler:
     """What ``--scheduler-cls`` names: makes vLLM's own scheduler, synchronous or asynchronous, that takes notes."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Take the arguments of vLLM's scheduler, whichever its version has."""
         base = own_scheduler(kwargs["vllm_config"] if "vllm_config" in kwargs else args[0])
         return type(f"Recording{base.__name__}", (Notes, base), {"__module__": __name__})(*args, **kwargs)
 
@@ -74,7 +76,10 @@ class Recorder:
     def __init__(self, scheduler: Any) -> None:
         self.alive = False
         self._scheduler = scheduler
+        self._here: dict[str, Any] = {}
+        self._chains: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {}
         self._handles: dict[str, int] = {}
+        self._late: dict[str, int] = {}
         self._next = 0
         self._in_flight: dict[int, tuple[Any, ...]] = {}
         self._idle_calls = 0
@@ -143,13 +148,12 @@ class Recorder:
     @_guarded
     def added(self, request: Any, now: float) -> None:
         """Note a request that the scheduler has queued."""
-        if request.request_id in self._handles:
+        name = request.request_id
+        if name in self._here:
             return  # A further piece of a streamed input.
-        handle = self._handles[request.request_id] = self._next
-        self._next += 1
+        self._here[name] = request
         record: dict[str, Any] = {
-            "request": handle,
-            "id": request.request_id,
+            "id": name,
             "arrival": request.arrival_time,
             "queued": now,
             "prompt_tokens": request.num_prompt_tokens,
@@ -162,9 +166,10 @@ class Recorder:
         def encode() -> dict[str, Any]:
             if tokens is not None:
                 record["block_hashes"] = chain(tokens, size, key, extra)
+                self._chains[name] = (record["block_hashes"], extra)
                 if ids:
                     record["prompt_token_ids"] = list(tokens)
-            return record
+            return {"request": self._handle(name, new=True), **record}
 
         # The prompt's list lives as long as the request in any case, unless the disk falls behind.
         self._put(encode, 16 + (len(tokens) if tokens is not None else 0))
@@ -173,30 +178,25 @@ class Recorder:
     @_guarded
     def scheduled(self, output: Any, called: float, returned: float, before: tuple[Any, int]) -> None:
         """Note what a schedule call composed; it is written when its output is in."""
-        counts = output.num_scheduled_tokens
-        if not counts:
+        scheduler = self._scheduler
+        if not output.num_scheduled_tokens:
             self._idle_calls += 1
+            victims = _preempted(scheduler, output, before)
+            if victims:
+                self._put(lambda: {"preempted_idle": sorted(self._handle(one) for one in victims), "at": called}, 4)
             return
-        scheduler, handles = self._scheduler, self._handles
         requests = scheduler.requests
-        ids = list(counts)
-        scheduled = list(counts.values())
-        # `schedule` has counted the new tokens as computed already. The dict keeps the order of scheduling.
-        computed = [requests[one].num_computed_tokens - new for one, new in counts.items()]
-        places = array("q", [handles[one] for one in ids])
-        preempted = [handles[one] for one in _preempted(scheduler, output, before) if one in handles]
-        running, waiting = _counts(scheduler)
+        # The dict keeps the order of scheduling. Copied, as a model runner may correct it.
+        counts = dict(output.num_scheduled_tokens)
+        after = [requests[one].num_computed_tokens for one in counts]
         if len(self._in_flight) >= MOST_IN_FLIGHT:
             self._in_flight.pop(next(iter(self._in_flight)))
         self._in_flight[id(output)] = (
             called,
-            ids,
-            places,
-            array("q", computed),
-            array("q", scheduled),
-            sorted(preempted),
-            running,
-            waiting,
+            counts,
+            after,
+            _preempted(scheduler, output, before),
+            _counts(scheduler),
             self._free(),
             self._idle_calls,
         )
@@ -208,61 +208,87 @@ class Recorder:
         step = self._in_flight.pop(id(output), None)
         if step is None:
             return
-        end = returned
-        new: dict[str, int] = {}
-        finished: list[list[int]] = []
-        tokens: list[list[Any]] = []
-        for one in outputs.values():
-            end = min(end, one.timestamp)
-            for each in one.outputs:
-                new[each.request_id] = len(each.new_token_ids)
-                if self._token_ids:
-                    tokens.append([self._handles.get(each.request_id), list(each.new_token_ids)])
-                if each.finish_reason is not None:
-                    handle = self._handles.pop(each.request_id, None)
-                    if handle is not None:
-                        finished.append([handle, int(each.finish_reason)])
-        started, ids, places, computed, scheduled, preempted, running, waiting, free, idle = step
-        sampled = array("q", [new.get(one, 0) for one in ids])
+        made = [each for one in outputs.values() for each in one.outputs]
+        end = min((one.timestamp for one in outputs.values()), default=returned)
+        sampled = {one.request_id: len(one.new_token_ids) for one in made}
+        finished = [(one.request_id, int(one.finish_reason)) for one in made if one.finish_reason is not None]
+        ended = [(name, self._here.pop(name, None)) for name, _ in finished]
+        tokens = [(one.request_id, list(one.new_token_ids)) for one in made] if self._token_ids else []
         clock = None
         if returned - self._clock_told > 1.0:
             clock, self._clock_told = facts.clocks(), returned
 
         def encode() -> dict[str, Any]:
+            # In the writing thread: the engine's has only copied what it must.
+            started, counts, after, preempted, (running, waiting), free, idle = step
             record: dict[str, Any] = {
                 "scheduled_at": started,
                 "update_at": called,
                 "end": end,
-                "requests": places.tolist(),
-                "computed": computed.tolist(),
-                "scheduled": scheduled.tolist(),
-                "sampled": sampled.tolist(),
+                "requests": [self._handle(one) for one in counts],
+                # `schedule` had counted the new tokens as computed already.
+                "computed": [have - new for have, new in zip(after, counts.values(), strict=True)],
+                "scheduled": list(counts.values()),
+                "sampled": [sampled.get(one, 0) for one in counts],
                 "running": running,
                 "waiting": waiting,
                 "free_blocks": free,
                 "idle_calls": idle,
             }
             if preempted:
-                record["preempted"] = preempted
-            if finished:
-                record["finished"] = [[handle, reason_name(reason)] for handle, reason in finished]
+                record["preempted"] = sorted(self._handle(one) for one in preempted)
             if tokens:
-                record["token_ids"] = tokens
+                record["token_ids"] = [[self._handle(name), ids] for name, ids in tokens]
+            hashes = [[self._handle(name), self._output_hashes(name, one)] for name, one in ended]
+            if any(one for _, one in hashes):
+                record["output_hashes"] = [one for one in hashes if one[1]]
+            if finished:
+                record["finished"] = [[self._ended(name), reason_name(reason)] for name, reason in finished]
             if clock is not None:
                 record["clock"] = clock
             return record
 
-        self._put(encode, 4 * len(places) + 32)
+        self._put(encode, 4 * len(step[1]) + 32)
         self._spent += time.monotonic() - returned
 
     @_guarded
     def aborted(self, requests: Any, status: Any) -> None:
-        """Note requests that were ended from outside: ids, or requests."""
-        handles = [self._handles.pop(str(getattr(one, "request_id", one)), None) for one in requests]
-        known = [one for one in handles if one is not None]
-        if known:
-            record = {"aborted": known, "status": getattr(status, "name", str(status)), "at": time.monotonic()}
-            self._put(lambda: record, 4)
+        """Note requests that were ended from outside, by their ids."""
+        known = [one for one in requests if one in self._here]
+        if not known:
+            return
+        for one in known:
+            del self._here[one]
+        named, now = getattr(status, "name", str(status)), time.monotonic()
+        self._put(lambda: {"aborted": [self._ended(one) for one in known], "status": named, "at": now}, 4 * len(known))
+
+    def _output_hashes(self, name: str, request: Any) -> list[int]:
+        """Return the hashes of the blocks that a request's output filled, which its next turn may find cached."""
+        prompt, extra = self._chains.pop(name, ([], []))
+        if request is None or getattr(request, "prompt_token_ids", None) is None:
+            return []
+        tokens = list(request.all_token_ids[len(prompt) * self._block_size :])
+        return chain(tokens, self._block_size, self._key, extra, prompt)
+
+    def _handle(self, name: str, *, new: bool = False) -> int:
+        """Return the number that stands for a request in the file; in the writing thread only."""
+        if not new and name in self._late:
+            return self._late[name]
+        if new or name not in self._handles:
+            self._handles[name] = self._next
+            self._late.pop(name, None)
+            self._next += 1
+        return self._handles[name]
+
+    def _ended(self, name: str) -> int:
+        """Return the number of a request that has ended: its id may come again, and a step ahead may still have it."""
+        handle = self._handle(name)
+        self._handles.pop(name, None)
+        self._chains.pop(name, None)
+        self._late[name] = handle
+        if len(self._late) > MOST_ENDED:
+            del self._late[next(iter(self._late))]
+        return handle
 
     @_guarded
     def emptied(self, success: bool) -> None:

@@ -105,13 +105,13 @@ class Writer:
                 self._write_member(b"".join(lines), len(lines))
                 lines, size = [], 0
             time.sleep(0)
-        if self.dropped > self._told:
-            lines.append(_line({"dropped": self.dropped}))
-        if lines:
-            self._write_member(b"".join(lines), len(lines))
-            self._told = self.dropped
+        dropped = self.dropped
+        if dropped > self._told:
+            lines.append(_line({"dropped": dropped}))
+        if lines and self._write_member(b"".join(lines), len(lines)):
+            self._told = dropped
 
-    def _write_member(self, data: bytes, records: int = 1) -> None:
+    def _write_member(self, data: bytes, records: int = 1) -> bool:
         """Append one gzip member, or leave the file as it was and count the records as dropped."""
         member = memoryview(gzip.compress(data, compresslevel=4, mtime=0))
         try:
@@ -119,6 +119,7 @@ class Writer:
             while written < len(member):
                 written += os.write(self._file, member[written:])
             self._end += len(member)
+            return True
         except OSError as error:
             self.dropped += records
             with contextlib.suppress(OSError):
@@ -126,6 +127,7 @@ class Writer:
             if not self._unwritable:
                 log.warning("servecal: %s cannot be written (%s); what is lost is counted", self.path, error.strerror)
             self._unwritable = True
+            return False
 
 
 def _encoded(encode: Encode) -> bytes | None:
