@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pyarrow.parquet as pq
 
-from calibrate.cli.options import output_options, render_text, write_output
+from calibrate.cli.options import keep_trace, load_trace, output_options, render_text, write_output
 from profiles.errors import InputError
 from reference_traces.library import Entry, cache_folder, captures, catalogue, fetch, find_entry, is_complete
 from replay.readers import read_trace
@@ -76,6 +76,28 @@ def fetch_traces(names: tuple[str, ...]) -> None:
         entry = _entry(name)
         folder = fetch(entry)
         click.echo(f"{name}: {len(entry.files)} files in {folder} ({entry.licence}, {entry.attribution})")
+
+
+@command.command("export")
+@click.argument("trace")
+@click.option("--format", "style", type=click.Choice(["blis"]), default="blis", show_default=True)
+@click.option("--arrivals", default="measured", show_default=True, help="As for `servecal replay`.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
+)
+def export(trace: str, style: str, arrivals: str, output: Path) -> None:
+    """Write TRACE, measured or predicted, in another tool's format.
+
+    blis: TraceV2 of inference-sim (trace.yaml, trace.csv, and trace.itl.csv with the times of tokens).
+    """
+    from replay.writers.blis_trace import write_blis
+
+    loaded = load_trace(trace, arrivals)
+    keep_trace(trace, output)
+    lost = write_blis(loaded, output)
+    click.echo(f"{output}: {len(loaded)} requests as {style}")
+    for sentence in lost:
+        click.echo(sentence)
 
 
 def _entry(name: str) -> Entry:

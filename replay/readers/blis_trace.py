@@ -60,6 +60,8 @@ CHUNK_COLUMNS = ("request_id", "chunk_index", "timestamp_us")
 VERSION = 3
 HASHED = 16
 """Tokens of a block of the prompt hashes that stand for prefix groups; it divides every block size in use."""
+FAR = 10**12
+"""Microseconds (12 days) by which two columns of times differ only where they count from different origins."""
 _LARGEST_HEADER = 2**20
 _MOST_FILES = 1000
 _SERVER = {
@@ -217,11 +219,12 @@ def _whole(record: Record, name: str, most: float = MOST_TOKENS) -> int:
     return int(text)
 
 
-def _micros(record: Record, name: str) -> float:
-    return _whole(record, name, MOST_SECONDS * 1e6) * 1e-6
+def _micros(record: Record, name: str) -> int:
+    """A time in whole microseconds, kept so until the run's start is known: seconds since 1970 are coarser."""
+    return _whole(record, name, MOST_SECONDS * 1e6)
 
 
-def _request(record: Record, chunks: dict[str, list[float]]) -> dict[str, Any]:
+def _request(record: Record, chunks: dict[str, list[int]]) -> dict[str, Any]:
     said = str(record.get("status") or "").strip()
     if said not in _STATUS:
         raise record.error("status", f"expected ok, error, timeout or incomplete, found {found(said)}")
@@ -231,7 +234,7 @@ def _request(record: Record, chunks: dict[str, list[float]]) -> dict[str, Any]:
     # The client counts what it adds to the shared prefix; what the server counted is all of it.
     prompt = _whole(record, "server_input_tokens") or _whole(record, "input_tokens") + (prefix if group else 0)
     row: dict[str, Any] = {
-        "id": identity,
+        "id": str(record.get("x_request_id") or "").strip() or identity,
         "status": _STATUS[said],
         "error": str(record.get("error_message") or "").strip() or None,
         "wanted": _micros(record, "arrival_time_us"),
@@ -251,16 +254,16 @@ def _request(record: Record, chunks: dict[str, list[float]]) -> dict[str, Any]:
         # An answer that is not streamed comes whole: that is no first token.
         row |= {"last_token": last, "first_token": first if row["streamed"] else None}
         times = chunks.get(identity)
-        if times and row["streamed"] and abs(times[0] - first) < 1e-3:
+        if times and row["streamed"] and abs(times[0] - first) < 1000:
             row["token_times"] = times
     elif row["status"] == "ok" and row["output_tokens"] == 0:
         row |= {"status": "silent", "output_tokens": 1}
     return row
 
 
-def _chunks(path: Path) -> dict[str, list[float]]:
-    """Times of each request's chunks, in order."""
-    listed: dict[str, list[tuple[int, float]]] = {}
+def _chunks(path: Path) -> dict[str, list[int]]:
+    """Times (us) of each request's chunks, in order."""
+    listed: dict[str, list[tuple[int, int]]] = {}
     for record in _rows(path, CHUNK_COLUMNS):
         one = (_whole(record, "chunk_index"), _micros(record, "timestamp_us"))
         listed.setdefault(str(record.need("request_id")).strip(), []).append(one)
@@ -269,21 +272,25 @@ def _chunks(path: Path) -> dict[str, list[float]]:
 
 def _place(rows: list[dict[str, Any]], sent: bool) -> dict[str, Any]:
     """Put all stamps on one clock; return ``meta.clock``."""
+    # Of requests that were never sent, a run that counts from 1970 says 0.
+    since_1970 = max(row["sent"] for row in rows) > FAR
+    known = [row for row in rows if row["sent"] > 0 or not since_1970] if sent else []
     wanted = min(row["wanted"] for row in rows)
-    begin = min(row["sent"] for row in rows) if sent else wanted
+    begin = min(row["sent"] for row in known) if known else wanted
     # Where the two count from different origins, the constant that makes no request early.
-    apart = sent and abs(begin - wanted) > 1e6
-    shift = min(row["sent"] - row["wanted"] for row in rows) if apart else 0.0
+    apart = sent and abs(begin - wanted) > FAR
+    shift = min(row["sent"] - row["wanted"] for row in known) if apart else 0
     for row in rows:
-        row["arrival"] = (row["sent"] if sent else row["wanted"]) - begin
-        row["nominal_arrival"] = row["wanted"] + shift - begin
+        told = sent and (row["sent"] > 0 or not since_1970)
+        row["arrival"] = ((row["sent"] if told else row["wanted"] + shift) - begin) / 1e6
+        row["nominal_arrival"] = (row["wanted"] + shift - begin) / 1e6
         for name in ("first_token", "last_token"):
             if row.get(name) is not None:
-                row[name] -= begin
+                row[name] = (row[name] - begin) / 1e6
         if row.get("token_times"):
-            row["token_times"] = [time - begin for time in row["token_times"]]
-    note = "the client's wall clock" if begin > 1e6 else "the run's start"
-    return {"kind": RUN_CLOCK, "origin": begin, "note": note if sent else "the workload's; nothing was sent"}
+            row["token_times"] = [(time - begin) / 1e6 for time in row["token_times"]]
+    note = "the client's wall clock" if begin > FAR else "the run's start"
+    return {"kind": RUN_CLOCK, "origin": begin / 1e6, "note": note if sent else "the workload's; nothing was sent"}
 
 
 def _prefixes(rows: list[dict[str, Any]]) -> list[list[int]] | None:
@@ -334,7 +341,11 @@ def _meta(said: Record, files: list[Path], rows: list[dict[str, Any]], clock: di
         "source": {"format": FORMAT, "files": file_facts(files)},
         "model": model or (models.pop() if len(models) == 1 else None),
         "hardware": None,
-        "engine": {"name": server.get("type") if isinstance(server.get("type"), str) else None, "arguments": arguments},
+        "engine": {
+            "name": server.get("type") if isinstance(server.get("type"), str) else None,
+            "version": None,
+            "arguments": arguments,
+        },
         "clock": clock,
         "vantage": "client",
         "columns": {

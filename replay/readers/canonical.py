@@ -130,8 +130,14 @@ def read(path: Path) -> Trace:
                 field="status",
             )
     _check_load_level(record, meta, requests.num_rows)
-    optional = [tables.get(stem) for stem in _FORMS if stem != "requests"]
-    trace = Trace(requests, meta, *optional)
+    trace = Trace(
+        requests,
+        meta,
+        iterations=tables.get("iterations"),
+        timeline=tables.get("timeline"),
+        batches=tables.get("batches"),
+        iteration_counts=tables.get("iteration_counts"),
+    )
     if trace.has("block_hashes") and meta.get("block_hash") is None:
         raise record.error("block_hash.block_size", f"is missing although {REQUESTS_FILE} has block_hashes")
     return trace

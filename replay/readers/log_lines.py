@@ -43,6 +43,14 @@ def _encoding(content: bytes) -> str:
     return "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
+def looks_like_a_log(text: str) -> bool:
+    """Whether a file's beginning is lines of text, and not JSON (of which only log records may be), XML or a page."""
+    start = text.lstrip()[:2000]
+    if start.startswith("{"):
+        return '"levelname"' in start.split("\n", 1)[0] and '"message"' in start
+    return bool(start) and not start.startswith(("[{", '["', "[\n", "<")) and "\0" not in start
+
+
 def log_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield (number, line, message) of a log: the message is the line, or what a JSON record says in it.
 
@@ -108,7 +116,7 @@ class LogClock:
             return None  # another writer's clock: its distance to this one is unknown
         since = seconds - self._first
         if year is None and since < self._last - 180 * 86400:
-            since += 365 * 86400  # the year turned; a leap day between would be the day after 28 February
+            since += 366 * 86400  # the year turned (a year of no leap day is a day shorter only after February)
         self._last = max(self._last, since)
         return since
 

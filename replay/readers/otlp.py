@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,6 @@ class Span(Stamped):
 
     scope: str = ""
     span_id: str = ""
-    resource: Mapping[str, Any] = field(default_factory=dict)
     events: tuple[Stamped, ...] = ()
 
 
@@ -90,8 +89,6 @@ def spans(path: Path) -> Iterator[Span]:
     """
     for row, document in _documents(path):
         for resource in _list(document, "resourceSpans", path, row):
-            described = resource.get("resource")
-            about = _attributes(described if isinstance(described, dict) else {}, path, row)
             for scoped in _list(resource, "scopeSpans", path, row):
                 scope = scoped.get("scope")
                 called = scope.get("name") if isinstance(scope, dict) else ""
@@ -116,7 +113,6 @@ def spans(path: Path) -> Iterator[Span]:
                         row,
                         called if isinstance(called, str) else "",
                         identity if isinstance(identity, str) else "",
-                        about,
                         events,
                     )
 

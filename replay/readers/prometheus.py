@@ -121,7 +121,7 @@ def trace_of(scrapes: Scrapes, path: Path, source: str) -> Trace:
             "facts_only": True,
             "model": _label(scrapes, "model_name"),
             "hardware": None,
-            "engine": {"name": scrapes.engine, "version": _label(scrapes, "version"), "arguments": _arguments(scrapes)},
+            "engine": {"name": scrapes.engine, "version": None, "arguments": _arguments(scrapes)},
             "facts": facts,
             "clock": {
                 "kind": "run",
@@ -169,10 +169,12 @@ def _timeline(scrapes: Scrapes, origin: float | None) -> Any:
 
 
 def _increase(samples: Sequence[tuple[int, float]], scrapes: int) -> float:
-    """What a counter grew by, a fall being a restart from 0; with one scrape, since the server's start."""
+    """What a counter grew by, a fall being a restart from 0; with one scrape, since the server's start; or NaN."""
     if scrapes == 1:
         return samples[-1][1]
-    return math.fsum(new - old if new >= old else new for (_, old), (_, new) in pairwise(samples))
+    if not all(math.isfinite(value) for _, value in samples):
+        return math.nan
+    return sum(new - old if new >= old else new for (_, old), (_, new) in pairwise(samples))
 
 
 @dataclass(frozen=True)
@@ -224,14 +226,17 @@ def _histogram(scrapes: Scrapes, metric: str, path: Path) -> Histogram | None:
         except (KeyError, ValueError):
             raise InputError(f"a bin of {name} has no upper end", file=path, field="le") from None
         counts[edge] += _increase(samples, number)
-    total = math.fsum(_increase(one, number) for one in scrapes.values.get(f"{name}_sum", {}).values())
-    count = math.fsum(_increase(one, number) for one in scrapes.values.get(f"{name}_count", {}).values())
+    total, count = (
+        sum(_increase(one, number) for one in scrapes.values.get(f"{name}_{part}", {}).values())
+        for part in ("sum", "count")
+    )
     edges = tuple(sorted(counts))
     listed = tuple(counts[edge] for edge in edges)
-    sound = all(map(math.isfinite, (*listed, total, count))) and not any(map(math.isnan, edges))
-    if not sound or any(later < earlier for earlier, later in pairwise(listed)) or total < 0 or total > MOST_SECONDS:
+    sound = all(map(math.isfinite, (*listed, count))) and 0 <= total <= MOST_SECONDS
+    sound = sound and all(0 <= edge <= MOST_SECONDS or edge == math.inf for edge in edges) and min(listed) >= 0
+    if not sound or any(later < earlier for earlier, later in pairwise(listed)):
         raise InputError("its bins contradict each other: expected counts that rise with le", file=path, field=name)
-    if edges[-1] != math.inf or count <= 0 or listed[-1] <= 0:
+    if edges[-1] != math.inf or listed[-1] < 1:
         return None
     return Histogram(edges, listed, total, listed[-1])
 
@@ -264,8 +269,12 @@ def _throughput(counters: Mapping[str, float], window: float | None) -> dict[str
 
 def _label(scrapes: Scrapes, label: str) -> str | None:
     """The value that all series of the engine give a label, if it is one."""
-    found = {value for series in scrapes.values.values() for labels in series for key, value in labels if key == label}
+    found = _values(scrapes, label)
     return found.pop() if len(found) == 1 else None
+
+
+def _values(scrapes: Scrapes, label: str) -> set[str]:
+    return {value for series in scrapes.values.values() for labels in series for key, value in labels if key == label}
 
 
 def _arguments(scrapes: Scrapes) -> dict[str, Any]:
@@ -303,6 +312,10 @@ def _notes(scrapes: Scrapes, histograms: Mapping[str, Histogram]) -> list[str]:
         beyond = [f"p{one}" for one in PERCENTILES if metric in histograms and histograms[metric].bin_of(one) is None]
         if beyond:
             notes.append(f"{', '.join(beyond)} of {metric} lie beyond the last bin's end")
+    for label in ("instance", "pod"):
+        several = len(_values(scrapes, label))
+        if several > 1:
+            notes.append(f"series of {several} values of {label} are added up: a server each?")
     configured = list(scrapes.values.get(_CONFIG, {}))
     sizes = {dict(labels).get("num_gpu_blocks") for labels in configured}
     if len(sizes) > 1:

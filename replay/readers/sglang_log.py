@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from replay.readers.fields import MOST_SECONDS
-from replay.readers.log_lines import Facts, LogClock, gauges_table, log_head, log_lines
-from replay.readers.vllm_log import looks_like_a_log
+from replay.readers.log_lines import Facts, LogClock, gauges_table, log_head, log_lines, looks_like_a_log
 from replay.trace import Trace, file_facts, requests_table
 
 FORMAT = "sglang-log"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from replay.readers.fields import MOST_SECONDS, MOST_TOKENS
-from replay.readers.log_lines import Facts, LogClock, gauges_table, log_head, log_lines
+from replay.readers.log_lines import Facts, LogClock, gauges_table, log_head, log_lines, looks_like_a_log
 from replay.trace import ITERATION_COUNTS, Trace, file_facts, requests_table, table_of
 
 FORMAT = "vllm-log"
@@ -47,6 +47,7 @@ _GAUGES: tuple[tuple[str, re.Pattern[str], float], ...] = (
 _HIT_RATE = re.compile(rf"(?<!External )(?<!MM )[Pp]refix cache hit rate: {_NUMBER}%")
 _PROCESS = re.compile(r"\(EngineCore(?:_DP)?_?(\d+) pid=")
 _RECEIVED = re.compile(r"Received request (?P<id>\S+?): (?:prompt: |params: )")
+_CONTENT = ("Received request", "Generated response", " details: prompt:")
 _MAX_TOKENS = re.compile(r"\bmax_tokens=(\d{1,9})\b")
 _SECRET = re.compile(r"(?:^|_)(?:key|token|password|secret|credentials?)s?$|api_key")
 _CONFIG_VALUE = re.compile(r"\b(\w+)=('[^']{0,500}'|[\w.+:-]{1,100})")
@@ -75,6 +76,7 @@ def _whole(text: str) -> int:
 
 
 _FACTS: tuple[tuple[str, re.Pattern[str], tuple[tuple[str, Callable[[str], Any]], ...]], ...] = (
+    ("█  version ", re.compile(r"█  version (\d+\.\S+)"), (("version", str),)),
     ("API server version", re.compile(r"vLLM API server version v?(\S+)"), (("version", str),)),
     ("LLM engine (v", re.compile(r"LLM engine \(v([^)\s]{1,60})\)"), (("version", str),)),
     (
@@ -140,14 +142,6 @@ def detect(path: Path) -> bool:
         return False
     text = log_head(path)
     return looks_like_a_log(text) and _TOLD.search(text) is not None and OTHER_SERVER.search(text) is None
-
-
-def looks_like_a_log(text: str) -> bool:
-    """Whether a file's beginning is lines of text, and not JSON (of which only log records may be), XML or a page."""
-    start = text.lstrip()[:2000]
-    if start.startswith("{"):
-        return '"levelname"' in start.split("\n", 1)[0] and '"message"' in start
-    return bool(start) and not start.startswith(("[{", '["', "[\n", "<")) and "\0" not in start
 
 
 @dataclass
@@ -239,17 +233,18 @@ def _ends(times: list[float]) -> dict[str, float]:
 
 def _take(seen: _Seen, line: str, message: str) -> None:
     """Take in one line; the most frequent kinds first."""
-    if "Iteration(" in message:
+    if any(words in message for words in _CONTENT):
+        # Prompts and answers may be quoted here: whatever they say is none of the server's own lines.
+        if _RECEIVED.search(message):
+            seen.received += 1
+            time = seen.clock.read(line[:160])
+            seen.received_at = [*_ends([*seen.received_at, *([] if time is None else [time])]).values()]
+    elif "Iteration(" in message:
         match = _ITERATION.search(message)
         if match:
             _iteration(seen, line, match)
     elif "Avg prompt throughput" in message:
         _periodic(seen, line, message)
-    elif "Received request" in message:
-        if _RECEIVED.search(message):
-            seen.received += 1
-            time = seen.clock.read(line[:160])
-            seen.received_at = [*_ends([*seen.received_at, *([] if time is None else [time])]).values()]
     elif "non-default args: {" in message:
         seen.starts += 1
         seen.arguments |= _given(message.partition("non-default args: ")[2])

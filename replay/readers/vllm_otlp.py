@@ -51,9 +51,7 @@ def read(path: Path) -> Trace:
     journeys = Journeys(path)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    about: dict[str, Any] = {}
     for span in spans(path):
-        about |= {key: value for key, value in span.resource.items() if isinstance(value, str)}
         if span.span_id and span.span_id in seen:
             continue  # an export that was sent again
         seen.add(span.span_id)
@@ -65,10 +63,10 @@ def read(path: Path) -> Trace:
         return journeys.trace(FORMAT)
     if not rows:
         raise InputError(f"holds no spans of requests ({REQUEST} with {_USAGE}completion_tokens)", file=path)
-    origin = min(row["arrival"] for row in rows)
-    stamps = ("arrival", "queued", "scheduled", "first_token", "last_token")
+    origin = min(row["began"] for row in rows)
     for row in rows:
-        row |= {name: row[name] - origin for name in stamps if row.get(name) is not None}
+        _stamp(row, (row["began"] - origin) * 1e-9)
+    stamps = ("arrival", "queued", "scheduled", "first_token", "last_token")
     columns = {
         name: [row.get(name) for row in rows] for name in ("id", "status", *stamps, "prompt_tokens", "output_tokens")
     }
@@ -80,8 +78,8 @@ def read(path: Path) -> Trace:
             "source": {"format": FORMAT, "files": file_facts([path])},
             "model": None,
             "hardware": None,
-            "engine": {"name": "vllm", "version": about.get("vllm.version"), "arguments": {}},
-            "clock": {"kind": "run", "origin": origin, "note": "the API server's wall clock (Unix seconds)"},
+            "engine": {"name": "vllm", "version": None, "arguments": {}},
+            "clock": {"kind": "run", "origin": origin * 1e-9, "note": "the API server's wall clock (Unix seconds)"},
             "vantage": "engine",
             "columns": {
                 "arrival": "measured",
@@ -110,7 +108,7 @@ def _request(span: Span) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": identity,
         "status": "unfinished",
-        "arrival": span.time * 1e-9,
+        "began": span.time,
         "prompt_tokens": prompt,
         "output_tokens": output,
     }
@@ -119,15 +117,17 @@ def _request(span: Span) -> dict[str, Any]:
     # Stamps that were never reached are 0, and durations to or from them no durations.
     if ttft == 0 or not all(0 <= one < 1e7 for one in (ttft, queue, prefill, decode)):
         return row
-    first = row["arrival"] + ttft
-    scheduled = first - prefill
-    return row | {
-        "status": "ok",
-        "first_token": first,
-        "scheduled": scheduled,
-        "queued": scheduled - queue,
-        "last_token": first + decode,
-    }
+    return row | {"status": "ok", "durations": (ttft, queue, prefill, decode)}
+
+
+def _stamp(row: dict[str, Any], arrival: float) -> None:
+    """Stamps of a request from its arrival, in seconds since the run's first, and its durations."""
+    row["arrival"] = arrival
+    if row["status"] == "ok":
+        ttft, queue, prefill, decode = row["durations"]
+        first = arrival + ttft
+        row |= {"first_token": first, "last_token": first + decode, "scheduled": first - prefill}
+        row["queued"] = row["scheduled"] - queue
 
 
 def _notes(rows: list[dict[str, Any]]) -> list[str]:

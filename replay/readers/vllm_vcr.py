@@ -65,7 +65,9 @@ def read(path: Path) -> Trace:
             "is missing, although other records have it", file=path, row=rows[row]["line"], field="arrival_ms"
         )
     columns = {name: [row.get(name) for row in rows] for name in _COLUMNS}
-    columns["block_hashes"] = pa.array(columns["block_hashes"], pa.list_(pa.int64()))
+    # Prompts shorter than a block have no hashes; without any, nothing says how long a block is.
+    hashes = columns["block_hashes"] if any(columns["block_hashes"]) else [None] * len(rows)
+    columns["block_hashes"] = pa.array(hashes, pa.list_(pa.int64()))
     meta = _meta(path, Record(described, path, 1), rows, run=all(timed))
     samples = [{"time": time, "running": gauges[time]} for time in sorted(gauges)] if all(timed) else []
     return Trace(requests_table(columns, len(rows)), meta, timeline=table_of(samples, TIMELINE) if samples else None)
