@@ -546,6 +546,12 @@ class _Joined:
                     f"{alone} requests of {self.base.label} are not in {self.client.label} (warm-up, or other "
                     "clients); they loaded the engine and stay"
                 )
+            unplaced = len(self.client.trace) - int((self.client.rows >= 0).sum()) - len(self.extra)
+            if unplaced:
+                notes.append(
+                    f"{unplaced} requests of {self.client.label} are not in {self.base.label} and are left out: "
+                    "nothing tells when they came"
+                )
             if len(self.extra):
                 notes.append(
                     f"{len(self.extra)} requests of {self.client.label} are not in {self.base.label}: those that were "

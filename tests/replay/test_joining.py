@@ -114,6 +114,9 @@ def test_a_client_without_send_times_gets_the_engines_arrivals(run):
     assert joined.column("client_first_token") - joined.column("client_sent") == pytest.approx(client.latency("ttft"))
     assert joined.meta["columns"]["client_sent"].startswith("reconstructed")
     assert joined.meta["joined"]["front_end"].keys() == {"ttft"}
+    fewer = join([without, Trace(run.requests.slice(0, 70), run.meta)])
+    assert len(fewer) == 70
+    assert any("10 requests of client.json" in note and "left out" in note for note in fewer.meta["notes"])
 
 
 def test_clocks_of_one_machine_are_recognised_and_exact(run):
