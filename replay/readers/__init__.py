@@ -29,12 +29,12 @@ from replay.trace import Trace, check_requests
 
 READERS = (
     canonical,
-    recording,
     llmservingsim_bench,
     vllm_bench,
     batches_csv,
     splitwise,
     load_levels,
+    recording,
     blis_trace,
     vllm_vcr,
     vllm_otlp,
