@@ -22,6 +22,8 @@ from profiles.yaml_files import read_mapping, validate
 ENVIRONMENT = "SERVECAL_TRACES"
 READABLE = ("llmservingsim-bench", "vllm-bench", "batches-csv", "splitwise-perf-model")
 """Formats of the catalogue that a reader knows; the others can be fetched only."""
+RECORDINGS = "*/engine-dp*.jsonl.gz"
+"""Captures that are kept as the recorder wrote them, with what the client and the server left of the same run."""
 SEVERAL = ("vllm-bench", "batches-csv", "splitwise-perf-model")
 """Formats of which each file is a trace of its own."""
 
@@ -122,7 +124,7 @@ def find_entry(name: str) -> Entry | None:
 def captures() -> list[Path]:
     """Folders of the captures that come with the package, by name."""
     folder = Path(str(files("reference_traces"))) / "captures"
-    return sorted(path.parent for path in folder.glob("*/trace.json"))
+    return sorted({path.parent for pattern in ("*/trace.json", RECORDINGS) for path in folder.glob(pattern)})
 
 
 def cache_folder() -> Path:

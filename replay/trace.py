@@ -48,13 +48,18 @@ REQUESTS = pa.schema(
         ("preemptions", pa.int32()),
         ("block_hashes", pa.list_(pa.int64())),
         ("batch", pa.int32()),
+        ("client_sent", pa.float64()),
+        ("client_first_token", pa.float64()),
+        ("client_last_token", pa.float64()),
+        ("client_token_times", pa.list_(pa.float64())),
     ]
 )
 """One row a request. ``status``: ``ok`` (served to the end), ``failed`` (the source says so), ``unfinished``
 (no last token), ``silent`` (served, but the client saw no token). ``nominal_arrival`` is when the workload
 wanted it sent, ``arrival`` when the engine's front end got it. ``token_times`` are output tokens or chunks as
 the source saw them, the first one included. ``block_hashes`` are chained: each stands for a block and all
-before it. ``batch`` is the row of ``batches`` with which it was handed over in one call."""
+before it. ``batch`` is the row of ``batches`` with which it was handed over in one call. ``client_*`` are what the
+client saw of a run whose other stamps are the engine's, on the same clock (``replay.joining``)."""
 
 ITERATIONS = pa.schema(
     [
@@ -417,7 +422,7 @@ def check_requests(trace: Trace, file: Path) -> Trace:
         _refuse(trace, file, name, served & ~(values >= 1), "expected at least 1 token")
         _refuse(trace, file, name, values > 1e9, "expected fewer than 1e9 tokens")
     stamps = ("arrival", "queued", "scheduled", "first_token", "last_token")
-    for name in ("nominal_arrival", *stamps):
+    for name in ("nominal_arrival", *stamps, "client_sent", "client_first_token", "client_last_token"):
         values = trace.column(name)
         _refuse(trace, file, name, np.isinf(values) | (np.abs(values) > 1e12), "expected a time in seconds")
     for before, after in pairwise(stamps[1:]):
@@ -456,13 +461,15 @@ def _check_batches(trace: Trace, file: Path) -> None:
 def _check_lists(trace: Trace, file: Path) -> None:
     """The same for what stands in lists: null or odd values, token times that run back."""
     rows = np.arange(len(trace))
-    for name, why in (("token_times", "expected times in seconds"), ("block_hashes", "expected hashes of at least 0")):
+    seconds = "expected times in seconds"
+    expected = {"token_times": seconds, "client_token_times": seconds, "block_hashes": "expected hashes of at least 0"}
+    for name, why in expected.items():
         column = trace.requests.column(name)
         values = pc.list_flatten(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         owner = pc.list_parent_indices(column).to_numpy()
         odd = ~(values >= 0) if name == "block_hashes" else ~(np.abs(values) <= 1e12)
         _refuse(trace, file, name, np.isin(rows, owner[odd]), why)
-        if name == "token_times":
+        if name != "block_hashes":
             back = (np.diff(values) < 0) & (owner[1:] == owner[:-1])
             _refuse(trace, file, name, np.isin(rows, owner[1:][back]), "run back")
 

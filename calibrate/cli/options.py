@@ -20,6 +20,7 @@ from profiles.profile import load_profile
 from reference_traces.library import Located, locate, names_below
 from replay.arrivals import with_arrivals
 from replay.draws import DISTRIBUTIONS
+from replay.joining import join
 from replay.readers import batch_files, levels_of, read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
@@ -107,15 +108,15 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
     InputError
         If it cannot be found or used.
     """
-    located, selection = _select(name)
-    trace = _with_catalogue(read_trace(located.path, selection), located)
+    trace = read_source(name)
+    located, _ = _select(parts_of(name)[0])
     if not len(trace):
         raise InputError(
             f"{trace.meta['source']['format']} tells of an engine and holds no requests; join it with a file of "
             "requests (`servecal ingest`)",
             file=located.path,
         )
-    drawn = located.file.arrivals if located.file else None
+    drawn = located.file.arrivals if located.file and len(parts_of(name)) == 1 else None
     scheme = drawn and f"{drawn.distribution}:rate={drawn.rate:g},seed={drawn.seed},overhead={drawn.overhead:g}"
     if arrivals == CATALOGUE:
         return with_arrivals(trace, scheme or "measured")
@@ -126,6 +127,33 @@ def load_trace(name: str, arrivals: str = "measured") -> Trace:
             field="--arrivals",
         )
     return with_arrivals(trace, arrivals)
+
+
+def read_source(name: str) -> Trace:
+    """Read a trace by path or name as it stands, whether or not it says when requests were sent.
+
+    ``A+B`` are sources of one run, which are joined (``replay.joining``).
+
+    Raises
+    ------
+    InputError
+        If it cannot be found or used.
+    """
+    parts = parts_of(name)
+    if len(parts) > 1:
+        return join([read_source(one) for one in parts])
+    located, selection = _select(name)
+    return _with_catalogue(read_trace(located.path, selection), located)
+
+
+def parts_of(name: str) -> list[str]:
+    """Sources that a name stands for: ``A+B`` are two, if no file is called so."""
+    return [name] if "+" not in name or Path(name).exists() else name.split("+")
+
+
+def source_paths(name: str) -> list[Path]:
+    """Where a trace's sources lie, by path or name."""
+    return [_select(one)[0].path for one in parts_of(name)]
 
 
 def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
@@ -176,6 +204,8 @@ def load_traces(name: str, arrivals: str = "measured") -> list[Trace]:
     InputError
         If there is none, or one cannot be used.
     """
+    if len(parts_of(name)) > 1:
+        return [load_trace(name, arrivals)]
     path = Path(name)
     files = batch_files(path) if path.is_dir() else []
     if files:
@@ -245,7 +275,7 @@ def keep_trace(name: str, output: Path | None) -> None:
     InputError
         If they are the same file or folder.
     """
-    if output is not None and output.exists() and output.samefile(_select(name)[0].path):
+    if output is not None and output.exists() and any(output.samefile(one) for one in source_paths(name)):
         raise InputError("is the trace itself; choose another output", file=output)
 
 

@@ -123,16 +123,19 @@ def _entry_row(entry: Entry) -> dict[str, Any]:
 
 
 def _capture_row(path: Path) -> dict[str, Any]:
-    meta = json.loads((path / "trace.json").read_text(encoding="utf-8"))
+    canonical = (path / "trace.json").is_file()
+    # Of a canonical trace the tables are not needed.
+    trace = None if canonical else read_trace(path)
+    meta = trace.meta if trace else json.loads((path / "trace.json").read_text(encoding="utf-8"))
     return {
         "name": path.name,
-        "title": meta.get("title") or meta.get("name", ""),
+        "title": meta.get("title") or ("one run recorded by engine and client" if trace else meta.get("name", "")),
         "bundled": True,
         "here": True,
-        "requests": pq.read_metadata(path / "requests.parquet").num_rows,
+        "requests": len(trace) if trace else pq.read_metadata(path / "requests.parquet").num_rows,
         "bytes": sum(file.stat().st_size for file in path.iterdir()),
         "licence": "Apache-2.0",
-        "format": "servecal",
+        "format": "servecal" if canonical else str(meta["source"]["format"]),
         "model": meta.get("model"),
         "hardware": meta.get("hardware"),
     }

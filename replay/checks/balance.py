@@ -227,6 +227,9 @@ def token_totals(evidence: Evidence) -> Iterator[Finding]:
         if not covered or np.isnan(rates).any() or not rates.any():
             continue
         counted, told = float((rates * ticks).sum()), float(tokens.sum())
+        if kind == "prompt":
+            # vLLM 0.16 and later count what was computed; earlier ones prefix-cache hits as well.
+            told = min(max(counted, told - float(np.nansum(evidence.trace.column("cached_tokens")))), told)
         off = counted / told - 1
         if abs(off) > MISCOUNTED:
             yield evidence.found(

@@ -23,6 +23,7 @@ from replay.readers import (
     perf_analyzer,
     prometheus_range,
     prometheus_text,
+    recording,
     sglang_bench,
     sglang_log,
     splitwise,
@@ -50,6 +51,7 @@ READERS = (
     llmperf,
     llmservingsim_sim,
     # What engines and servers write.
+    recording,
     blis_trace,
     vllm_vcr,
     vllm_otlp,
@@ -58,7 +60,7 @@ READERS = (
     prometheus_text,
     prometheus_range,
 )
-WITH_SELECTIONS = (splitwise, load_levels, vllm_bench, sglang_bench, guidellm, perf_analyzer)
+WITH_SELECTIONS = (splitwise, load_levels, vllm_bench, sglang_bench, guidellm, perf_analyzer, recording)
 """Readers of files that hold several traces."""
 
 

@@ -95,6 +95,8 @@ def read(path: Path) -> Trace:
             "clock": {
                 "kind": "run",
                 "origin": origin,
+                # When the run's clock showed 0, on the wall: up to the shortest way from arrival to queue.
+                "origin_wall": origin - alignment.offset,
                 "note": (
                     "engine stamps are monotonic; wall-clock arrivals were moved by "
                     f"{alignment.offset:.6f} s, the smallest queued - arrival of the run"

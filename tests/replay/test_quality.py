@@ -271,6 +271,18 @@ def test_requests_that_are_missing_or_stand_twice_break_littles_law(seed):
     assert doubted(twice)["identical_rows"].values["requests"] == 20
 
 
+@pytest.mark.parametrize(("computed", "fine"), [(1.0, True), (0.75, True), (0.5, True), (0.4, False), (1.1, False)])
+def test_prefix_cache_hits_may_be_left_out_of_the_gauges_prompt_tokens(computed, fine):
+    """vLLM 0.16 and later count what was computed, earlier ones all."""
+    trace = gauges(recorded(3))
+    rates = trace.timeline.column("prompt_throughput").to_numpy() * computed
+    place = trace.timeline.column_names.index("prompt_throughput")
+    timeline = trace.timeline.set_column(place, "prompt_throughput", pa.array(rates))
+    cached = np.floor(trace.column("prompt_tokens") / 2).astype(int).tolist()
+    found = examine(replace(changed(trace, cached_tokens=cached), timeline=timeline, iterations=None))
+    assert ("token_totals" not in {one.check for one in found}) == fine
+
+
 def test_an_id_that_stands_twice_is_an_error():
     trace = recorded(0)
     found = doubted(changed(trace, id=["r1", *trace.ids[1:]]))
