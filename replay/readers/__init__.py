@@ -20,7 +20,7 @@ from replay.readers import (
 )
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, recording, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
+READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels, recording)
 WITH_SELECTIONS = (splitwise, load_levels, recording)
 """Readers of files that hold several traces."""
 
