@@ -14,6 +14,8 @@ from replay.run import facts_of, replay
 METRICS = ("ttft", "tpot", "e2e")
 PROFILE = "vllm-cpu-llama-8x512"
 """Fitted to the recorded iterations of vllm-cpu-shared-prefix-2."""
+QUIET = {"ttft": 0.16, "tpot": 0.10, "e2e": 0.11}
+"""Distance of two runs of one workload when that machine did little else (README)."""
 
 
 def capture(name):
@@ -23,6 +25,10 @@ def capture(name):
 def apart(measured, other):
     """Mean absolute relative difference per request, by metric."""
     return {metric: np.nanmean(np.abs(other.latency(metric) / measured.latency(metric) - 1)) for metric in METRICS}
+
+
+def block_hashes(trace):
+    return trace.lists("block_hashes")
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +50,10 @@ def test_repeats_are_one_workload(repeats):
         for name in ("prompt_tokens", "output_tokens"):
             np.testing.assert_array_equal(other.column(name), first.column(name))
         np.testing.assert_allclose(other.column("nominal_arrival"), first.column("nominal_arrival"), atol=0.05)
-        # Hashes start anew where the prefix cache was emptied; who shares a prefix with whom stays.
-        shared = [
-            [one[:1] == two[:1] for two in trace.lists("block_hashes")]
-            for trace in (first, other)
-            for one in trace.lists("block_hashes")[:1]
-        ]
-        assert shared[0] == shared[1]
+        # Hashes start anew where the prefix cache was emptied; who shares a prefix with the first stays.
+        sharing = [[one[0] == hashes[0][0] for one in hashes] for hashes in map(block_hashes, (first, other))]
+        assert sharing[0] == sharing[1]
+        assert 10 < sum(sharing[0]) < len(first)
 
 
 @pytest.mark.parametrize("name", ["vllm-cpu-shared-prefix", "vllm-cpu-served"])
@@ -60,4 +63,4 @@ def test_a_profile_of_one_capture_predicts_others_within_twice_the_noise(name, f
     errors = apart(trace, predicted)
     for metric in METRICS:
         assert errors[metric] < 2 * floor[metric], (metric, errors, floor)
-        assert errors[metric] < 0.15
+        assert errors[metric] < QUIET[metric], (metric, errors)
