@@ -101,17 +101,7 @@ SHAPES = {
         priorities=3,
         num_gpu_blocks=200,
     ),
-    "vllm-cpu-repeat": Shape(
-        "one workload, five times",
-        seed=8,
-        requests=30,
-        rate=1.25,
-        burst=1.0,
-        prefixes=2,
-        own=(20, 300),
-        output=(8, 64),
-        repeats=5,
-    ),
+    "vllm-cpu-repeat": Shape("one workload, five times", seed=8, requests=80, rate=2.0, prefixes=2, repeats=5),
 }
 
 

@@ -29,9 +29,11 @@ def main() -> None:
     """Run the passes and print what they say."""
     parser = argparse.ArgumentParser(description="Measure the recorder's cost on a real vLLM.")
     parser.add_argument("--passes", type=int, default=40, help="pairs of a pass without and a pass with")
+    parser.add_argument("--seconds", type=float, default=120.0, help="no further pair is begun after them")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--enforce-eager", action="store_true", help="compile nothing: a quicker start")
     options = parser.parse_args()
     for name, value in (
         ("VLLM_CPU_KVCACHE_SPACE", "1"),
@@ -58,6 +60,7 @@ def measured(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
         max_num_seqs=max(options.requests, 16),
         block_size=32,
         enable_prefix_caching=False,
+        enforce_eager=options.enforce_eager,
         disable_log_stats=True,
         scheduler_cls="replay.recorder.RecordingScheduler",
     )
@@ -84,7 +87,10 @@ def measured(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
         one_pass(False), one_pass(True)
     spent = scheduler.recorder._spent
     pairs = []
+    begun = time.monotonic()
     for number in range(options.passes):
+        if time.monotonic() - begun > options.seconds:
+            break
         order = (False, True) if number % 2 else (True, False)
         taken = {recording: one_pass(recording) for recording in order}
         pairs.append((taken[False], taken[True]))
@@ -93,10 +99,10 @@ def measured(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
     ratios = with_it / without - 1
     draws = np.random.default_rng(1).choice(ratios, size=(2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    noting = (scheduler.recorder._spent - spent) / (options.passes * steps)
+    noting = (scheduler.recorder._spent - spent) / (len(pairs) * steps)
     return {
         "vllm": vllm.__version__,
-        "passes": options.passes,
+        "passes": len(pairs),
         "requests_a_step": options.requests,
         "steps_a_pass": steps,
         "step_ms_without": round(1e3 * float(np.median(without)) / steps, 4),
