@@ -194,7 +194,7 @@ class _Run:
         closed_loop: ClosedLoop | None,
         most_unfinished: Sequence[int] | None,
     ) -> None:
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, record_token_times=any(one.token_times is not None for one in served))
         self.accelerator = accelerator
         self.observe = observe
         self.progress = progress
@@ -231,7 +231,7 @@ class _Run:
             if scheduler.num_unfinished:
                 step = scheduler.schedule(self.clock)
                 self._watch_progress(step)
-                end = self._execute(step) if step.items else self.clock
+                end = self._execute(step) if step else self.clock
                 self.in_flight.append((step, end))
                 if len(self.in_flight) < self.depth:
                     continue
@@ -284,7 +284,7 @@ class _Run:
         those may take turns if ``scheduler_reserve_full_isl`` does not keep them apart. A sampled token is never
         lost, so a run that samples ends.
         """
-        if any(item.samples for item in step.items):
+        if step.samples:
             self.fruitless = 0
             self.preempted_since_token = False
             return
@@ -329,7 +329,7 @@ class _Run:
                     duration,
                     self.clock,
                     step,
-                    len(scheduler.running),
+                    scheduler.num_running,
                     len(scheduler.waiting),
                     scheduler.kv_cache.num_free_blocks,
                     components,
@@ -350,7 +350,7 @@ class _Run:
 
     def _await_oldest(self) -> None:
         step, end = self.in_flight.popleft()
-        if not step.items and not any(other.items for other, _ in self.in_flight):
+        if not step and not any(other for other, _ in self.in_flight):
             self._wait_for_an_event(step)
             return
         self.clock = max(self.clock, end)

@@ -98,7 +98,7 @@ class HostOverhead:
             self.per_prefill_token * batch.num_prefill_tokens,
             self.per_padding_token * padding,
             self.num_layers * self.per_layer_beyond_graphs if beyond else 0.0,
-            self.per_longest_context * max(batch.decode_contexts, default=0),
+            self.per_longest_context * batch.longest_context,
             self.per_empty_query * _empty_queries(batch),
             self.per_long_prefill_token * (max(0, tokens - LONG_PREFILL) if batch.prefills else 0),
             self.per_step_of_several_tokens if tokens + padding > 1 else 0.0,

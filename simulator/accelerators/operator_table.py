@@ -189,23 +189,23 @@ class OperatorTable:
     def attention_ns(self, batch: Batch) -> int:
         """Nanoseconds of one layer's attention, uneven decode contexts included."""
         if not self.separate_prompts or len(batch.prefills) < 2:
-            return self._attention_ns(batch.num_prefill_tokens, batch.prefill_context, batch.decode_contexts)
+            return self._attention_ns(batch.num_prefill_tokens, batch.prefill_context, batch)
         (chunk, context), *others = sorted(batch.prefills, reverse=True)
         launch = self._uniform_attention_ns(next(one for one in self.tables.attention_chunks if one), 0, 0, 0)
         apart = sum(max(0, self._uniform_attention_ns(*other, 0, 0) - launch) for other in others)
-        return apart + self._attention_ns(chunk, context, batch.decode_contexts)
+        return apart + self._attention_ns(chunk, context, batch)
 
-    def _attention_ns(self, chunk: int, context: int, decodes: list[int]) -> int:
-        """The same for one prefill chunk (0: none) beside the decodes."""
-        count = len(decodes)
+    def _attention_ns(self, chunk: int, context: int, batch: Batch) -> int:
+        """The same for one prefill chunk (0: none) beside a batch's decodes."""
+        count = batch.num_decodes
         if not count:
             return self._uniform_attention_ns(chunk, context, 0, 0)
-        mean = sum(decodes) // count
+        mean = batch.decode_context // count
         at_mean = self._uniform_attention_ns(chunk, context, count, mean)
         skew = self.tables.skew
         if skew is None or count == 1:
             return at_mean
-        longest, shortest = max(decodes), min(decodes)
+        longest, shortest = batch.longest_context, batch.shortest_context
         if longest == mean:
             return at_mean
         rate = min(1.0, max(0.0, (mean - shortest) / (longest - shortest)))
