@@ -12,6 +12,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import add
 
 from simulator.accelerators.base import AcceleratorModel
 from simulator.engine_config import EngineConfig
@@ -202,6 +203,7 @@ class _Run:
         self.ahead = ahead
         self.most_unfinished = most_unfinished
         self.depth = 2 if config.async_scheduling else 1
+        self.semantics = config.semantics
         self.in_flight: deque[tuple[Step, int]] = deque()
         entering = [one for one in served if one.status is not Status.REJECTED]
         self.arrivals = deque(sorted(entering, key=_order))
@@ -226,8 +228,10 @@ class _Run:
         """Alternate as ``EngineCore`` does: take in arrivals, fill the queue of steps, else await the oldest."""
         scheduler = self.scheduler
         while True:
-            self._take_in_arrivals()
-            self._drop_aborted()
+            if self.arrivals:
+                self._take_in_arrivals()
+            if self.aborts:
+                self._drop_aborted()
             if scheduler.num_unfinished:
                 step = scheduler.schedule(self.clock)
                 self._watch_progress(step)
@@ -244,16 +248,14 @@ class _Run:
             self._await_oldest()
 
     def _take_in_arrivals(self) -> None:
+        arrivals, most = self.arrivals, self.most_unfinished
         alone = self.ahead and not self.result.iterations
-        while self.arrivals and self.arrivals[0].arrival <= self.clock:
+        while arrivals and arrivals[0].arrival <= self.clock:
             if alone and self.scheduler.num_unfinished == self.ahead:
                 return
-            if (
-                self.most_unfinished is not None
-                and self.scheduler.num_unfinished > self.most_unfinished[self.arrivals[0].index]
-            ):
+            if most is not None and self.scheduler.num_unfinished > most[arrivals[0].index]:
                 return
-            served = self.arrivals.popleft()
+            served = arrivals.popleft()
             served.queued = self.clock
             self.scheduler.add(served)
 
@@ -312,15 +314,13 @@ class _Run:
         duration += self.cold_start
         self.cold_start = 0
         start = max(self.clock, self.device_free)
-        semantics = self.scheduler.config.semantics
-        if semantics.output_after_next_launch and start == self.device_free and batch.prefills:
+        if self.semantics.output_after_next_launch and start == self.device_free and batch.prefills:
             self.delivered[start] = start + duration
         self.device_free = start + duration
         result = self.result
         result.iterations += 1
         result.busy += duration
-        for place, seconds in enumerate(components):
-            result.component_seconds[place] += seconds
+        result.component_seconds = list(map(add, result.component_seconds, components))
         if self.observe is not None:
             scheduler = self.scheduler
             self.observe(
@@ -354,7 +354,7 @@ class _Run:
             self._wait_for_an_event(step)
             return
         self.clock = max(self.clock, end)
-        if self.scheduler.config.semantics.aborts_before_update:
+        if self.aborts and self.semantics.aborts_before_update:
             self._drop_aborted()
         ended = self.scheduler.update(step, self.clock)
         self.result.end = self.clock

@@ -77,6 +77,16 @@ class Step:
         return len(self.own) + len(self.steady)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that it computes."""
+        return len(self.steady) + sum(item.num_scheduled_tokens for item in self.own)
+
+    @property
+    def has_prefills(self) -> bool:
+        """Whether it computes more than one token of a request."""
+        return any(item.num_scheduled_tokens > 1 for item in self.own)
+
+    @property
     def samples(self) -> bool:
         """Whether it yields an output token."""
         return bool(self.steady) or any(item.samples for item in self.own)
@@ -137,6 +147,8 @@ class Scheduler:
         self._by_priority = config.scheduling_policy == "priority"
         self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)
         self._semantics, self._budget = semantics, config.token_budget
+        self._threshold, self._block_size = config.long_prefill_token_threshold, config.block_size
+        self._asynchronous = config.async_scheduling
         self._alone: list[ServedRequest] = []
         """Running requests that are scheduled on their own, in the order of admission."""
         self._steady: list[ServedRequest] = []
@@ -199,14 +211,14 @@ class Scheduler:
         if leaving and leaving[0][0] <= number:
             self._set_alone(self._due(number))
         step = Step(number, self._budget)
-        threshold = self._long_prefill_threshold()
+        threshold = self._threshold and self._long_prefill_threshold()
         if self._steady and not self._goes_on(number, threshold):
             self._set_alone(self._steady)
         hashing: list[ServedRequest] = []
         if self._steady:
             step.steady, step.decodes = self._steady, self._decodes
             step.budget -= len(self._steady)
-            self.kv_cache.take(self._needs[number % self.config.block_size])
+            self.kv_cache.take(self._needs[number % self._block_size])
             if self._hashing:
                 hashing = self._filled()
         self._scheduled = number
@@ -236,7 +248,7 @@ class Scheduler:
         ended: list[ServedRequest] = []
         if not step.own and not step.left:
             return ended
-        asynchronous, register = self.config.async_scheduling, self.kv_cache.register
+        asynchronous, register = self._asynchronous, self.kv_cache.register
         for served, _, num_scheduled_tokens, samples in (*step.own, *step.left):
             if served.steady:
                 continue
@@ -270,7 +282,7 @@ class Scheduler:
         if any(step.own or step.left for step in self._in_flight):
             return 0
         steps = self._leaving[0][0] - 1 - self._scheduled
-        needs, size, free = self._needs, self.config.block_size, self.kv_cache.num_free_blocks
+        needs, size, free = self._needs, self._block_size, self.kv_cache.num_free_blocks
         if steps * len(steady) > free * size - len(steady) * size:
             number = self._scheduled
             last = number + steps
@@ -297,7 +309,7 @@ class Scheduler:
         Step or None
             The last one, if one step is in flight as before.
         """
-        steps, size = len(times), self.config.block_size
+        steps, size = len(times), self._block_size
         whole, rest = divmod(steps, size)
         number = self._scheduled
         self.kv_cache.take(
@@ -327,7 +339,7 @@ class Scheduler:
         budget = self._budget - len(self._steady)
         if budget < 0:
             return False
-        wanted = self._needs[number % self.config.block_size]
+        wanted = self._needs[number % self._block_size]
         for served in self._alone:
             num_new_tokens = self._next_tokens(served, self._budget, threshold)
             if num_new_tokens <= 0:
@@ -357,7 +369,7 @@ class Scheduler:
 
     def _filled(self) -> list[ServedRequest]:
         """Steady requests that have filled a block which others may find, in the order of admission."""
-        size = self.config.block_size
+        size = self._block_size
         filled: list[ServedRequest] = []
         for number in range(self._updated_before + 1, self._updated + 1):
             filled += self._hashing.get(number % size, ())
@@ -374,7 +386,7 @@ class Scheduler:
         return served.offset + max(self._updated_before + 2, self._updated + 1)
 
     def _hashing_place(self, served: ServedRequest) -> int:
-        return (-served.offset - 2) % self.config.block_size
+        return (-served.offset - 2) % self._block_size
 
     def _forget_hashing(self, served: ServedRequest) -> None:
         place = self._hashing_place(served)
@@ -385,7 +397,7 @@ class Scheduler:
 
     def _join(self, joining: list[ServedRequest]) -> None:
         """Make requests steady that were scheduled for one token each in the step just composed."""
-        steady, size = [*self._steady, *joining], self.config.block_size
+        steady, size = [*self._steady, *joining], self._block_size
         if self._steady and self._steady[-1].rank > joining[0].rank:
             steady.sort(key=_rank)
         for served in joining:
@@ -417,12 +429,12 @@ class Scheduler:
             self._alone = list(some)
 
     def _bring_up_to_date(self, served: ServedRequest) -> None:
-        size, pending = self.config.block_size, self._scheduled - self._updated
+        size, pending = self._block_size, self._scheduled - self._updated
         computed = served.offset + self._scheduled + 1
         served.steady = False
         served.num_computed_tokens = computed
         served.num_tokens = computed + 1 - pending
-        served.num_output_placeholders = pending if self.config.async_scheduling else 0
+        served.num_output_placeholders = pending if self._asynchronous else 0
         served.num_in_flight_tokens = pending
         served.num_blocks = -(-computed // size)
         if self._num_updates > served.num_updates_before:
@@ -442,7 +454,7 @@ class Scheduler:
         alone = self.num_unfinished <= 1
         if alone and self._semantics.lone_request_ignores_threshold:
             return 0
-        return self.config.long_prefill_token_threshold
+        return self._threshold
 
     def _schedule_running(self, step: Step, threshold: int, hashing: list[ServedRequest]) -> None:
         """Phase 1: every running request advances, in order of admission; so do the ``hashing`` steady ones."""
@@ -566,7 +578,7 @@ class Scheduler:
             self.waiting.put_back(served)
 
     def _count_as_computed(self, step: Step) -> None:
-        asynchronous = self.config.async_scheduling
+        asynchronous = self._asynchronous
         pending = step.number - self._updated
         joining = []
         for served, computed, num_scheduled_tokens, samples in step.own:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Protocol, runtime_checkable
 
 from simulator.batch import Batch
@@ -196,13 +197,23 @@ class WithHost:
                 raise SimulationError(f"coefficient {name!r}: expected a number of at least 0, found {factor}")
         self._factors = tuple(self.coefficients[name] for name in self.components)
         self._scaled = any(factor != 1.0 for factor in self._factors)
+        self._decodes_alone: dict[int, tuple[float, ...]] = {}
 
     def step(self, batch: Batch) -> Sequence[float]:
         """Return seconds per component, coefficients applied."""
-        parts = (*self.device.step(batch), *self.host.seconds(batch))
+        parts = (*self.device.step(batch), *self._host_seconds(batch))
         if not self._scaled:
             return parts
-        return tuple(factor * part for factor, part in zip(self._factors, parts, strict=True))
+        return tuple(map(mul, self._factors, parts))
+
+    def _host_seconds(self, batch: Batch) -> tuple[float, ...]:
+        """The host's terms; without prompts and a price of contexts they follow from the number of tokens alone."""
+        if batch.prefills or self.host.per_longest_context:
+            return self.host.seconds(batch)
+        found = self._decodes_alone.get(batch.num_tokens)
+        if found is None:
+            found = self._decodes_alone[batch.num_tokens] = self.host.seconds(batch)
+        return found
 
     def call_seconds(self, requests: int) -> float:
         """Return the seconds that an offline call of that many requests takes beside its iterations."""

@@ -39,8 +39,14 @@ class Curve:
 
     def between(self, value: int) -> float:
         """Nanoseconds, not truncated."""
-        low, high, weight = _bracket(self.points, value)
-        return self.ns[low] + weight * (self.ns[high] - self.ns[low])
+        points, ns = self.points, self.ns
+        high = bisect_left(points, value)
+        if not high or len(points) == 1:
+            return float(ns[0])
+        if high == len(points):
+            high -= 1
+        low = points[high - 1]
+        return ns[high - 1] + (value - low) / (points[high] - low) * (ns[high] - ns[high - 1])
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,7 @@ class SkewBuckets:
 
     def label(self, value: float) -> str:
         """Label of the bucket that holds the value; the last beyond all bounds."""
-        for bound, label in zip(self.upper, self.labels, strict=True):
-            if value <= bound:
-                return label
-        return self.labels[-1]
+        return self.labels[min(bisect_left(self.upper, value), len(self.labels) - 1)]
 
 
 @dataclass(frozen=True)
@@ -227,18 +230,20 @@ class OperatorTable:
 
     def _uniform_attention_ns(self, chunk: int, context: int, decodes: int, decode_context: int) -> int:
         """One call with a prefill chunk and decodes of equal context, blended from the four nearest slices."""
-        (slice_00, slice_01, slice_10, slice_11), by_decodes, by_chunk = self._corners(chunk, decodes)
-        low = _slice_ns(slice_00, context, decode_context)
-        if slice_01 is not slice_00:
-            low += by_decodes * (_slice_ns(slice_01, context, decode_context) - low)
-        if slice_10 is slice_00 and slice_11 is slice_01:
+        (rows_00, rows_01, rows_10, rows_11), by_decodes, by_chunk = self._corners(chunk, context, decodes)
+        low = _row_ns(rows_00, decode_context)
+        if rows_01 is not rows_00:
+            low += by_decodes * (_row_ns(rows_01, decode_context) - low)
+        if rows_10 is rows_00 and rows_11 is rows_01:
             return max(1, int(low))
-        high = _slice_ns(slice_10, context, decode_context)
-        if slice_11 is not slice_10:
-            high += by_decodes * (_slice_ns(slice_11, context, decode_context) - high)
+        high = _row_ns(rows_10, decode_context)
+        if rows_11 is not rows_10:
+            high += by_decodes * (_row_ns(rows_11, decode_context) - high)
         return max(1, int(low + by_chunk * (high - low)))
 
-    def _find_corners(self, chunk: int, decodes: int) -> tuple[tuple[_Slice, _Slice, _Slice, _Slice], float, float]:
+    def _find_corners(
+        self, chunk: int, context: int, decodes: int
+    ) -> tuple[tuple[_Rows, _Rows, _Rows, _Rows], float, float]:
         tables = self.tables
         low_chunk, high_chunk, by_chunk = _bracket(tables.attention_chunks, chunk)
         low_count, high_count, by_decodes = _bracket(tables.attention_decodes, decodes)
@@ -252,13 +257,11 @@ class OperatorTable:
                 )
             return self._slices[wanted]
 
-        corners = (
-            nearest(low_chunk, low_count),
-            nearest(low_chunk, high_count),
-            nearest(high_chunk, low_count),
-            nearest(high_chunk, high_count),
-        )
-        return corners, by_decodes, by_chunk
+        places = [(low_chunk, low_count), (low_chunk, high_count), (high_chunk, low_count), (high_chunk, high_count)]
+        slices = [nearest(*place) for place in places]
+        rows = {one: _rows(one, context) for one in slices}
+        first, second, third, fourth = (rows[one] for one in slices)
+        return (first, second, third, fourth), by_decodes, by_chunk
 
     def _price_tokens(self, tokens: int) -> tuple[int, int, int, int]:
         """Nanoseconds of dense, elementwise, embedding and collectives, all layers."""
@@ -297,11 +300,20 @@ class _Slice:
         self.curves = [rows[context] for context in self.contexts]
 
 
-def _slice_ns(one: _Slice, context: int, decode_context: int) -> float:
+_Rows = tuple[Curve, Curve | None, float]
+"""The curves over decode context around a prefill context, the second if it is needed, and its weight."""
+
+
+def _rows(one: _Slice, context: int) -> _Rows:
     low, high, weight = _bracket(one.contexts, context)
-    value = one.curves[low].between(decode_context)
-    if weight and high != low:
-        value += weight * (one.curves[high].between(decode_context) - value)
+    return one.curves[low], one.curves[high] if weight and high != low else None, weight
+
+
+def _row_ns(rows: _Rows, decode_context: int) -> float:
+    low, high, weight = rows
+    value = low.between(decode_context)
+    if high is not None:
+        value += weight * (high.between(decode_context) - value)
     return value
 
 
