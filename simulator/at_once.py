@@ -38,9 +38,7 @@ class Stretch:
 
     def at(self, place: int) -> Batch:
         """The batch of one of its iterations."""
-        if not place:
-            return self.batch
-        return Batch(self.batch.prefills, [context + place for context in self.batch.decode_contexts])
+        return self.batch.later(place) if place else self.batch
 
     def sum(self, step: Callable[[Batch], Sequence[float] | npt.NDArray[np.floating[Any]]]) -> Floats:
         """Sum ``step(batch)``, shape (components,), over its iterations.

@@ -111,5 +111,10 @@ class Batch:
             self._further = NO_DECODES
         return list(self._contexts)
 
+    def later(self, steps: int) -> Batch:
+        """The batch in which every decode has so many more tokens of context."""
+        contexts = [context + steps for context in self._contexts]
+        return Batch(self.prefills, contexts, self._further, self._number + steps)
+
     def __repr__(self) -> str:
         return f"Batch(prefills={self.prefills}, decode_contexts={self.decode_contexts})"

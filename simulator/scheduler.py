@@ -12,7 +12,7 @@ from that modulo the block size. A request leaves them before anything else happ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import NamedTuple
@@ -296,6 +296,18 @@ class Scheduler:
         """The first of the ``quiet_steps``; in each further one every decode has one more token of context."""
         return Batch([], (), self._decodes, self._scheduled + 1)
 
+    def steps_of_leap(self, steps: int) -> Iterator[tuple[Step, int]]:
+        """Each of so many quiet steps, and the free KV blocks after it."""
+        free = self.kv_cache.num_free_blocks
+        for number in range(self._scheduled + 1, self._scheduled + 1 + steps):
+            free -= self._needs[number % self._block_size]
+            yield self._steady_step(number), free
+
+    def _steady_step(self, number: int) -> Step:
+        step = Step(number, self._budget - len(self._steady))
+        step.steady, step.decodes = self._steady, self._decodes
+        return step
+
     def leap(self, times: Sequence[int]) -> Step | None:
         """Take so many of the quiet steps at once: each is scheduled, and then the oldest in flight updated.
 
@@ -328,8 +340,7 @@ class Scheduler:
             self._update_times += times
         if not self._in_flight:
             return None
-        step = Step(self._scheduled, self._budget - len(self._steady))
-        step.steady, step.decodes = self._steady, self._decodes
+        step = self._steady_step(self._scheduled)
         self._in_flight.clear()
         self._in_flight.append(step)
         return step

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from simulator.batch import Batch
 from simulator.errors import SimulationError
+
+Floats = npt.NDArray[np.floating[Any]]
 
 LONG_PREFILL = 1024
 """Tokens of a step beyond which prefill gets slower per token."""
@@ -29,6 +34,11 @@ class AcceleratorModel(Protocol):
     A model may say what its components are worth before anything is fitted: ``default_coefficients`` (mapping of str
     to float) where that is not 1, and ``expected_coefficients`` (mapping of str to mean and standard deviation), what
     coefficients a fit expects before it has seen data.
+
+    A model whose times depend on nothing but the batch may also have ``decode_run(batch, steps)``: the seconds, shape
+    (steps, components), of so many steps. The first is ``batch``, decodes alone; in each further one every decode has
+    one more token of context. It must give to the bit what ``step`` gives. An engine then takes stretches in which
+    nothing but decoding happens at once.
     """
 
     @property
@@ -206,6 +216,14 @@ class WithHost:
             return parts
         return tuple(map(mul, self._factors, parts))
 
+    def decode_run(self, batch: Batch, steps: int) -> Floats:
+        """Return seconds per step and component, each step as ``step`` prices it."""
+        host: Floats = np.tile(np.array(self._host_seconds(batch), dtype=np.float64), (steps, 1))
+        longest = list(HOST_COMPONENTS).index("longest_context")
+        host[:, longest] = self.host.per_longest_context * (batch.longest_context + np.arange(steps))
+        parts: Floats = np.concatenate([decode_run(self.device, batch, steps), host], axis=1)
+        return np.asarray(parts * np.array(self._factors))
+
     def _host_seconds(self, batch: Batch) -> tuple[float, ...]:
         """The host's terms; without prompts and a price of contexts they follow from the number of tokens alone."""
         if batch.prefills or self.host.per_longest_context:
@@ -219,3 +237,11 @@ class WithHost:
         """Return the seconds that an offline call of that many requests takes beside its iterations."""
         terms = zip(CALL_COMPONENTS, self.call.seconds(requests), strict=True)
         return sum(self.coefficients[name] * seconds for name, seconds in terms)
+
+
+def decode_run(model: AcceleratorModel, batch: Batch, steps: int) -> Floats:
+    """Return what a model's ``decode_run`` does, by single steps where it has none."""
+    at_once: Callable[[Batch, int], Floats] | None = getattr(model, "decode_run", None)
+    if at_once is not None:
+        return at_once(batch, steps)
+    return np.array([model.step(batch.later(place)) for place in range(steps)], dtype=np.float64)

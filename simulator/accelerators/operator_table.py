@@ -12,10 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from simulator.accelerators.base import Floats
 from simulator.batch import Batch
 from simulator.errors import SimulationError
 from simulator.hardware import Interconnect
+
+Ints = npt.NDArray[np.signedinteger[Any]]
 
 GEMMS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 ELEMENTWISE = ("layernorm", "qk_norm", "rotary_emb", "act_fn")
@@ -47,6 +54,18 @@ class Curve:
             high -= 1
         low = points[high - 1]
         return ns[high - 1] + (value - low) / (points[high] - low) * (ns[high] - ns[high - 1])
+
+    def between_all(self, values: Ints) -> Floats:
+        """``between`` of each."""
+        ns = np.array(self.ns, dtype=np.float64)
+        if len(ns) == 1:
+            return np.full(len(values), ns[0])
+        points = np.array(self.points, dtype=np.float64)
+        place = np.searchsorted(points, values, side="left")
+        high = np.clip(place, 1, len(ns) - 1)
+        low = points[high - 1]
+        found = ns[high - 1] + (values - low) / (points[high] - low) * (ns[high] - ns[high - 1])
+        return np.asarray(np.where(place == 0, ns[0], found))
 
 
 @dataclass(frozen=True)
@@ -189,6 +208,45 @@ class OperatorTable:
             collectives * 1e-9,
         )
 
+    def decode_run(self, batch: Batch, steps: int) -> Floats:
+        """Return seconds per step and component, each step as ``step`` prices it."""
+        run: Floats = np.tile(np.array(self.step(batch), dtype=np.float64), (steps, 1))
+        run[:, self.components.index("attention")] = (
+            self.num_hidden_layers * self._run_ns(batch, np.arange(steps)) * 1e-9
+        )
+        return run
+
+    def _run_ns(self, batch: Batch, later: Ints) -> Floats:
+        """``attention_ns`` of decodes alone, each with so many more tokens of context."""
+        count = batch.num_decodes
+        mean = batch.decode_context // count
+        at_mean = self._uniform_run_ns(count, mean + later)
+        skew, longest, shortest = self.tables.skew, batch.longest_context, batch.shortest_context
+        if skew is None or count == 1 or longest == mean:
+            return at_mean
+        at_longest = self._uniform_run_ns(count, longest + later)
+        # How uneven the contexts are stays as it is, only the longest grows.
+        rate = min(1.0, max(0.0, (mean - shortest) / (longest - shortest)))
+        before, after = (skew.decodes.label(count), skew.skew_rate.label(rate)), skew.prefill_context.label(0)
+        factors = np.array([skew.alpha.get((0, *before, label, after), skew.default) for label in skew.longest.labels])
+        bucket = np.minimum(np.searchsorted(skew.longest.upper, longest + later, side="left"), len(factors) - 1)
+        alpha = factors[bucket]
+        uneven = np.maximum(1.0, np.rint(at_mean + alpha * (at_longest - at_mean)))
+        return np.asarray(np.where((alpha == 0) | (at_longest <= at_mean), at_mean, uneven))
+
+    def _uniform_run_ns(self, decodes: int, contexts: Ints) -> Floats:
+        """``_uniform_attention_ns`` of decodes alone."""
+        (rows_00, rows_01, rows_10, rows_11), by_decodes, by_chunk = self._corners(0, 0, decodes)
+        low = _row_run_ns(rows_00, contexts)
+        if rows_01 is not rows_00:
+            low = low + by_decodes * (_row_run_ns(rows_01, contexts) - low)
+        if not (rows_10 is rows_00 and rows_11 is rows_01):
+            high = _row_run_ns(rows_10, contexts)
+            if rows_11 is not rows_10:
+                high = high + by_decodes * (_row_run_ns(rows_11, contexts) - high)
+            low = low + by_chunk * (high - low)
+        return np.asarray(np.maximum(1.0, np.trunc(low)))
+
     def attention_ns(self, batch: Batch) -> int:
         """Nanoseconds of one layer's attention, uneven decode contexts included."""
         if not self.separate_prompts or len(batch.prefills) < 2:
@@ -315,6 +373,14 @@ def _row_ns(rows: _Rows, decode_context: int) -> float:
     if high is not None:
         value += weight * (high.between(decode_context) - value)
     return value
+
+
+def _row_run_ns(rows: _Rows, decode_contexts: Ints) -> Floats:
+    low, high, weight = rows
+    values = low.between_all(decode_contexts)
+    if high is not None:
+        values = values + weight * (high.between_all(decode_contexts) - values)
+    return values
 
 
 def _bracket(points: Sequence[int], value: float) -> tuple[int, int, float]:
