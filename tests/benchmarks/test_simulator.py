@@ -24,7 +24,9 @@ SIZES = [1_000, 10_000, 100_000, *([1_000_000] if os.environ.get("SERVECAL_MILLI
 
 @pytest.fixture(scope="module")
 def deployment():
-    return resolve(load_profile("rtx-pro-6000-llama-3.1-8b"), Facts())
+    arguments = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "num_gpu_blocks": 35_000}
+    facts = Facts(model="meta-llama/Llama-3.1-8B", version="0.19.0", arguments=arguments)
+    return resolve(load_profile("rtx-pro-6000-llama-3.1-8b"), facts)
 
 
 def workload(count: int, rate: float = np.inf) -> list[Request]:
