@@ -149,3 +149,20 @@ def test_nobody_who_waits_for_room_is_passed_by_in_a_stretch():
     requests = [Request("short", 0.0, 10, 50), Request("long", 0.0, 10, 500), Request("waits", 0.01, 10, 5)]
     short, _, waits = Engine(config, UnevenAtOnce()).run(requests).served
     assert short.last_token <= waits.scheduled < short.last_token + 10_000_000
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_block_filled_by_decoding_is_found_from_the_same_step_on(asynchronous):
+    """A second turn that repeats the first one's output, sent at any moment of it."""
+    config = EngineConfig(num_gpu_blocks=400, block_size=4, async_scheduling=asynchronous)
+    hashes = list(range(20))
+    first = Request("first", 0.0, 6, 70, block_hashes=hashes)
+
+    def cached(model) -> list[int]:
+        turns = [Request("next", 0.002 * place, 60, 2, block_hashes=hashes) for place in range(100)]
+        return [Engine(config, model).run([first, turn]).served[1].num_cached_tokens for turn in turns]
+
+    with mock.patch.object(engine, "Scheduler", PlainScheduler):
+        plain = cached(Uneven())
+    assert len(set(plain)) > 10
+    assert cached(Uneven()) == cached(UnevenAtOnce()) == plain
