@@ -43,14 +43,10 @@ class DomainWatch:
 
     def add(self, iteration: Iteration) -> None:
         """Mark the requests of an iteration that is larger or smaller than any fitted one."""
-        items = iteration.step.items
-        for axis, value in (
-            ("sequences", len(items)),
-            ("tokens", sum(item.num_scheduled_tokens for item in items)),
-        ):
-            marked = self._outside(axis, value, value)
-            for places in marked:
-                places.update(item.served.index for item in items)
+        step = iteration.step
+        for axis, value in (("sequences", step.num_items), ("tokens", step.num_tokens)):
+            for places in self._outside(axis, value, value):
+                places.update(item.served.index for item in step.items)
 
     def _outside(self, axis: str, least: int, most: int) -> list[set[int]]:
         """Take note of values; return the sets that their requests belong to."""

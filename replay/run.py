@@ -90,24 +90,19 @@ def replay(
         raise InputError(f"{trace.name} has no request that can be replayed: all failed or without arrival")
     if trace.batches is not None:
         return _replay_batches(trace, deployment, rows, requests, record_iterations, progress)
-    gauges = _Gauges(deployment.config.num_gpu_blocks - 1)
+    gauges = _Gauges(deployment.config.num_gpu_blocks - 1) if trace.timeline is not None else None
     log = _IterationLog(rows) if record_iterations else None
     domain = deployment.loaded.profile.domain
     watch = DomainWatch(domain) if domain else None
 
-    def observe(iteration: Iteration) -> None:
-        gauges.add(iteration)
-        if watch is not None:
-            watch.add(iteration)
-        if log is not None:
-            log.add(iteration)
+    observers = [one.add for one in (gauges, watch, log) if one is not None]
 
     engine = deployment.engine()
     try:
         cold = find_cold_start(trace, requests, engine.run) if cold_start else None
         simulation = engine.run(
             requests,
-            observe=observe,
+            observe=_all(observers),
             progress=progress,
             record_token_times=trace.has("token_times") or "itl" in (trace.meta.get("aggregates") or {}),
             cold_start=cold.seconds if cold else 0.0,
@@ -123,7 +118,7 @@ def replay(
             "warmed_up": cold is None,
         },
         iterations=log.table() if log is not None else None,
-        timeline=gauges.at(trace.timeline),
+        timeline=gauges.at(trace.timeline) if gauges is not None else None,
     )
     outside = watch.outside(simulation.served) if watch is not None else None
     return Replay(predicted, {**_summary(trace, simulation), "outside_domain": outside})
@@ -160,7 +155,9 @@ def _replay_batches(
         mine = _IterationLog(own) if log is not None else None
         try:
             simulation = engine.run(
-                [requests[place[row]] for row in own], observe=_both(sums.add, mine), ahead=requests_ahead(trace)
+                [requests[place[row]] for row in own],
+                observe=_all([sums.add, *([mine.add] if mine is not None else [])]),
+                ahead=requests_ahead(trace),
             )
         except SimulationError as error:
             raise InputError(f"batch {batch + 1}: {error}") from None
@@ -202,7 +199,7 @@ class _BatchSums:
         self._prompts = self._tokens = self._steps = 0
 
     def add(self, iteration: Iteration) -> None:
-        if any(item.num_scheduled_tokens > 1 for item in iteration.step.items):
+        if iteration.step.has_prefills:
             self._prompts += self._tokens + iteration.duration
             self._tokens = self._steps = 0
         else:
@@ -215,13 +212,14 @@ class _BatchSums:
         return {"makespan": makespan, "prompt_seconds": self._prompts / NS, "token_seconds": token}
 
 
-def _both(first: Callable[[Iteration], None], log: _IterationLog | None) -> Callable[[Iteration], None]:
-    if log is None:
-        return first
+def _all(observers: Sequence[Callable[[Iteration], None]]) -> Callable[[Iteration], None] | None:
+    """One observer that is all of them."""
+    if len(observers) < 2:
+        return observers[0] if observers else None
 
     def observe(iteration: Iteration) -> None:
-        first(iteration)
-        log.add(iteration)
+        for add in observers:
+            add(iteration)
 
     return observe
 
@@ -369,10 +367,8 @@ class _Gauges:
         end = iteration.start + iteration.duration
         self._rows.append((iteration.scheduled_at, end, iteration.running, iteration.waiting, iteration.free_blocks))
 
-    def at(self, measured: pa.Table | None) -> pa.Table | None:
+    def at(self, measured: pa.Table) -> pa.Table:
         """The state that held at each instant: that of the last step scheduled before it, 0 when idle."""
-        if measured is None:
-            return None
         times: Floats = measured.column("time").to_numpy()
         rows = np.array(self._rows or [(0, 0, 0, 0, self._usable)], dtype=np.float64).reshape(-1, 5)
         place = np.searchsorted(rows[:, 0] / NS, times, side="right") - 1

@@ -23,8 +23,6 @@ from simulator.scheduler import Scheduler, Step
 
 Floats = npt.NDArray[np.float64]
 
-MARGIN = 2
-"""Iterations before a request's last token at which a stretch ends: versions differ in what they schedule there."""
 EXACT = 4
 """Iterations up to which a stretch is summed one by one."""
 STRAIGHT = 1e-6
@@ -40,9 +38,7 @@ class Stretch:
 
     def at(self, place: int) -> Batch:
         """The batch of one of its iterations."""
-        if not place:
-            return self.batch
-        return Batch(self.batch.prefills, [context + place for context in self.batch.decode_contexts])
+        return self.batch.later(place) if place else self.batch
 
     def sum(self, step: Callable[[Batch], Sequence[float] | npt.NDArray[np.floating[Any]]]) -> Floats:
         """Sum ``step(batch)``, shape (components,), over its iterations.
@@ -111,17 +107,18 @@ def schedule_at_once(config: EngineConfig, requests: Iterable[Request], ahead: i
             scheduler.add(served)
     depth = 2 if config.async_scheduling else 1
     in_flight: deque[Step] = deque()
-    recent: deque[list[ServedRequest]] = deque(maxlen=depth)
     found: list[Stretch] = []
     while scheduler.num_unfinished or in_flight:
+        steps = 0 if later else scheduler.quiet_steps()
+        if steps and len(in_flight) == depth - 1:
+            _append(found, scheduler.next_batch(), steps)
+            last = scheduler.leap([0] * steps)
+            in_flight = deque() if last is None else deque([last])
+            continue
         if scheduler.num_unfinished:
             step = scheduler.schedule(0)
-            if step.items:
-                further = 0 if later else _repeatable(scheduler, step, recent)
-                recent.append([item.served for item in step.items])
-                if further:
-                    _repeat(scheduler, further)
-                _append(found, step.batch(), 1 + further)
+            if step:
+                _append(found, step.batch(), 1)
             in_flight.append(step)
             while later:
                 scheduler.add(later.popleft())
@@ -138,42 +135,18 @@ def _with_blocks_enough(config: EngineConfig, requests: Sequence[Request]) -> En
     return config if config.watermark else replace(config, num_gpu_blocks=min(config.num_gpu_blocks, max(most, 2)))
 
 
-def _repeatable(scheduler: Scheduler, step: Step, recent: deque[list[ServedRequest]]) -> int:
-    """How many further schedule calls are sure to compose the same step: only decodes, and all that run."""
-    running = scheduler.running
-    if len(step.items) != len(running) or len(recent) < (recent.maxlen or 0):
-        return 0
-    if any(item.num_scheduled_tokens != 1 or not item.samples for item in step.items):
-        return 0
-    # Whoever waits was not admitted beside these requests before, and their blocks only grow.
-    if any(before != running for before in recent):
-        return 0
-    left = min(one.max_total_tokens - one.num_tokens - one.num_output_placeholders for one in running) - MARGIN
-    blocks = scheduler.kv_cache
-    while left > 0 and blocks.num_free_blocks < sum(
-        max(0, blocks.blocks_for(one.num_computed_tokens + left) - len(one.blocks)) for one in running
-    ):
-        left //= 2
-    return max(left, 0)
-
-
-def _repeat(scheduler: Scheduler, times: int) -> None:
-    """Put every running request as many tokens further as that many equal steps would."""
-    for served in scheduler.running:
-        served.num_tokens += times
-        if served.num_computed_tokens + times > served.block_event:
-            scheduler.kv_cache.allocate(served, times)
-        served.num_computed_tokens += times
-
-
 def _append(found: list[Stretch], batch: Batch, steps: int) -> None:
     """Add to the schedule, as a part of its last stretch if it goes on with that."""
     last = found[-1] if found else None
-    if last is not None and not batch.prefills and not last.batch.prefills:
-        grown = last.batch.decode_contexts
-        if len(grown) == batch.num_decodes and all(
-            then + last.steps == now for then, now in zip(grown, batch.decode_contexts, strict=True)
-        ):
-            last.steps += steps
-            return
-    found.append(Stretch(batch, steps))
+    if last is not None and not batch.prefills and not last.batch.prefills and _goes_on(last, batch):
+        last.steps += steps
+    else:
+        found.append(Stretch(batch, steps))
+
+
+def _goes_on(last: Stretch, batch: Batch) -> bool:
+    """Whether the same requests decode in a batch, one token further than at the end of a stretch."""
+    before, count = last.batch, batch.num_decodes
+    if before.num_decodes != count or before.decode_context + last.steps * count != batch.decode_context:
+        return False
+    return sorted(last.at(last.steps).decode_contexts) == sorted(batch.decode_contexts)

@@ -8,12 +8,17 @@ an iteration's duration (``accelerators.base.HostOverhead``).
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import add
 
-from simulator.accelerators.base import AcceleratorModel
+import numpy as np
+
+from simulator.accelerators.base import AcceleratorModel, Floats
+from simulator.batch import Batch
 from simulator.engine_config import EngineConfig
 from simulator.errors import NeverFitsError, SimulationError, StuckError
 from simulator.request import Request, ServedRequest, Status
@@ -22,6 +27,8 @@ from simulator.scheduler import Scheduler, Step
 NS = 1_000_000_000
 PATIENCE = 100
 """Iterations without an output token between two looks at whether a run still gets anywhere."""
+LEAST_LEAP, MOST_LEAP = 10, 4096
+"""Steps of a stretch that is worth to be taken at once, and most that are."""
 
 
 def _order(served: ServedRequest) -> tuple[int, int]:
@@ -194,14 +201,17 @@ class _Run:
         closed_loop: ClosedLoop | None,
         most_unfinished: Sequence[int] | None,
     ) -> None:
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, record_token_times=any(one.token_times is not None for one in served))
         self.accelerator = accelerator
         self.observe = observe
         self.progress = progress
         self.cold_start = cold_start
         self.ahead = ahead
         self.most_unfinished = most_unfinished
+        self.decode_run: Callable[[Batch, int], Floats] | None = getattr(accelerator, "decode_run", None)
+        self.last_duration = 0
         self.depth = 2 if config.async_scheduling else 1
+        self.semantics = config.semantics
         self.in_flight: deque[tuple[Step, int]] = deque()
         entering = [one for one in served if one.status is not Status.REJECTED]
         self.arrivals = deque(sorted(entering, key=_order))
@@ -226,12 +236,16 @@ class _Run:
         """Alternate as ``EngineCore`` does: take in arrivals, fill the queue of steps, else await the oldest."""
         scheduler = self.scheduler
         while True:
-            self._take_in_arrivals()
-            self._drop_aborted()
+            if self.arrivals:
+                self._take_in_arrivals()
+            if self.aborts:
+                self._drop_aborted()
             if scheduler.num_unfinished:
+                if self.decode_run is not None and self._leap(self.decode_run):
+                    continue
                 step = scheduler.schedule(self.clock)
                 self._watch_progress(step)
-                end = self._execute(step) if step.items else self.clock
+                end = self._execute(step) if step else self.clock
                 self.in_flight.append((step, end))
                 if len(self.in_flight) < self.depth:
                     continue
@@ -243,19 +257,77 @@ class _Run:
                 continue
             self._await_oldest()
 
+    def _leap(self, decode_run: Callable[[Batch, int], Floats]) -> bool:
+        """Take steps of a stretch without events at once, as the loop would one by one; False if there is none."""
+        scheduler = self.scheduler
+        steps = min(scheduler.quiet_steps(), MOST_LEAP)
+        if steps < LEAST_LEAP or len(self.in_flight) != self.depth - 1:
+            return False
+        begin, event = max(self.clock, self.device_free), self._next_event()
+        if event is not None:
+            steps = min(steps, max(0, event - begin) // self.last_duration + 1)
+            if steps < LEAST_LEAP:
+                return False
+        components = decode_run(scheduler.next_batch(), steps)
+        durations = [nanoseconds(sum(row)) for row in components.tolist()]
+        if min(durations) <= 0:
+            return False
+        ends = list(accumulate(durations, initial=begin))
+        # Each step is scheduled when the one before, or asynchronously the one before that, has been updated.
+        updates = ends[:-1] if self.depth == 2 else ends[1:]
+        if event is not None:
+            steps = bisect_left(updates, event)
+            if not steps:
+                return False
+        self._take(ends[: steps + 1], updates[:steps], components[:steps])
+        return True
+
+    def _take(self, ends: list[int], updates: list[int], components: Floats) -> None:
+        """Move on by a stretch: ends of its steps after its begin, times of updates, seconds per component."""
+        scheduler, result, steps = self.scheduler, self.result, len(updates)
+        if self.observe is not None:
+            waiting = len(scheduler.waiting)
+            scheduled_at = [self.clock, *updates]
+            for place, (step, free) in enumerate(scheduler.steps_of_leap(steps)):
+                start, duration = ends[place], ends[place + 1] - ends[place]
+                parts = components[place].tolist()
+                self.observe(
+                    Iteration(start, duration, scheduled_at[place], step, scheduler.num_running, waiting, free, parts)
+                )
+        last = scheduler.leap(updates)
+        if last is not None:
+            self.in_flight = deque([(last, ends[-1])])
+        self.clock = result.end = updates[-1]
+        self.device_free = ends[-1]
+        self.last_duration = ends[-1] - ends[-2]
+        self.fruitless, self.preempted_since_token = 0, False
+        result.iterations += steps
+        result.busy += ends[-1] - ends[0]
+        sums = np.add.accumulate(np.vstack([result.component_seconds, components]))
+        result.component_seconds = sums[-1].tolist()
+
+    def _next_event(self) -> int | None:
+        """When the next request arrives, or has arrived and is no longer kept out, or is given up."""
+        first = self.arrivals[0] if self.arrivals else None
+        times = []
+        if first is not None and not (first.arrival <= self.clock and self._is_kept_out(first)):
+            times = [first.arrival]
+        times += next(([time] for time, _ in self.aborts if time > self.clock), [])
+        return min(times, default=None)
+
     def _take_in_arrivals(self) -> None:
-        alone = self.ahead and not self.result.iterations
-        while self.arrivals and self.arrivals[0].arrival <= self.clock:
-            if alone and self.scheduler.num_unfinished == self.ahead:
-                return
-            if (
-                self.most_unfinished is not None
-                and self.scheduler.num_unfinished > self.most_unfinished[self.arrivals[0].index]
-            ):
-                return
-            served = self.arrivals.popleft()
+        arrivals = self.arrivals
+        while arrivals and arrivals[0].arrival <= self.clock and not self._is_kept_out(arrivals[0]):
+            served = arrivals.popleft()
             served.queued = self.clock
             self.scheduler.add(served)
+
+    def _is_kept_out(self, served: ServedRequest) -> bool:
+        """Whether a request has to wait outside the engine, until others end."""
+        unfinished, most = self.scheduler.num_unfinished, self.most_unfinished
+        if self.ahead and not self.result.iterations and unfinished == self.ahead:
+            return True
+        return most is not None and unfinished > most[served.index]
 
     def _send(self, free: int, now: int) -> None:
         """Let so many clients send their next requests, at their arrivals or now."""
@@ -284,7 +356,7 @@ class _Run:
         those may take turns if ``scheduler_reserve_full_isl`` does not keep them apart. A sampled token is never
         lost, so a run that samples ends.
         """
-        if any(item.samples for item in step.items):
+        if step.samples:
             self.fruitless = 0
             self.preempted_since_token = False
             return
@@ -311,16 +383,15 @@ class _Run:
             raise SimulationError(f"the accelerator model gave {sum(components)} seconds for {batch}")
         duration += self.cold_start
         self.cold_start = 0
+        self.last_duration = duration
         start = max(self.clock, self.device_free)
-        semantics = self.scheduler.config.semantics
-        if semantics.output_after_next_launch and start == self.device_free and batch.prefills:
+        if self.semantics.output_after_next_launch and start == self.device_free and batch.prefills:
             self.delivered[start] = start + duration
         self.device_free = start + duration
         result = self.result
         result.iterations += 1
         result.busy += duration
-        for place, seconds in enumerate(components):
-            result.component_seconds[place] += seconds
+        result.component_seconds = list(map(add, result.component_seconds, components))
         if self.observe is not None:
             scheduler = self.scheduler
             self.observe(
@@ -329,7 +400,7 @@ class _Run:
                     duration,
                     self.clock,
                     step,
-                    len(scheduler.running),
+                    scheduler.num_running,
                     len(scheduler.waiting),
                     scheduler.kv_cache.num_free_blocks,
                     components,
@@ -350,11 +421,11 @@ class _Run:
 
     def _await_oldest(self) -> None:
         step, end = self.in_flight.popleft()
-        if not step.items and not any(other.items for other, _ in self.in_flight):
+        if not step and not any(other for other, _ in self.in_flight):
             self._wait_for_an_event(step)
             return
         self.clock = max(self.clock, end)
-        if self.scheduler.config.semantics.aborts_before_update:
+        if self.aborts and self.semantics.aborts_before_update:
             self._drop_aborted()
         ended = self.scheduler.update(step, self.clock)
         self.result.end = self.clock

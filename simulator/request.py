@@ -56,7 +56,11 @@ class ServedRequest:
     ``num_tokens`` is the prompt plus the output tokens that are known; ``num_computed_tokens`` counts those
     whose KV is computed *or scheduled*; ``num_output_placeholders`` are tokens that an asynchronous step in
     flight will produce. Up to ``block_event`` tokens it needs no block and has none to
-    register. Stamps are integer nanoseconds, None where not reached.
+    register. ``num_blocks`` KV blocks it holds, of which the first are ``blocks``, those that others may find. ``rank``
+    is its place in the order of admission.
+
+    While it is ``steady`` (``Scheduler``), ``offset`` and the scheduler's count of steps say how far it is, and its
+    counters are those of step ``joined``. Stamps are integer nanoseconds, None where not reached.
     """
 
     request: Request
@@ -74,9 +78,15 @@ class ServedRequest:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
+    num_blocks: int = 0
     num_hashed_blocks: int = 0
     block_event: int = 0
     block_hashes: list[int] = field(default_factory=list)
+    rank: int = 0
+    steady: bool = False
+    offset: int = 0
+    joined: int = 0
+    num_updates_before: int = 0
     queued: int | None = None
     scheduled: int | None = None
     first_token: int | None = None

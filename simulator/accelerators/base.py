@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from operator import mul
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from simulator.batch import Batch
 from simulator.errors import SimulationError
+
+Floats = npt.NDArray[np.floating[Any]]
 
 LONG_PREFILL = 1024
 """Tokens of a step beyond which prefill gets slower per token."""
@@ -28,6 +34,11 @@ class AcceleratorModel(Protocol):
     A model may say what its components are worth before anything is fitted: ``default_coefficients`` (mapping of str
     to float) where that is not 1, and ``expected_coefficients`` (mapping of str to mean and standard deviation), what
     coefficients a fit expects before it has seen data.
+
+    A model whose times depend on nothing but the batch may also have ``decode_run(batch, steps)``: the seconds, shape
+    (steps, components), of so many steps. The first is ``batch``, decodes alone; in each further one every decode has
+    one more token of context. It must give to the bit what ``step`` gives. An engine then takes stretches in which
+    nothing but decoding happens at once.
     """
 
     @property
@@ -98,7 +109,7 @@ class HostOverhead:
             self.per_prefill_token * batch.num_prefill_tokens,
             self.per_padding_token * padding,
             self.num_layers * self.per_layer_beyond_graphs if beyond else 0.0,
-            self.per_longest_context * max(batch.decode_contexts, default=0),
+            self.per_longest_context * batch.longest_context,
             self.per_empty_query * _empty_queries(batch),
             self.per_long_prefill_token * (max(0, tokens - LONG_PREFILL) if batch.prefills else 0),
             self.per_step_of_several_tokens if tokens + padding > 1 else 0.0,
@@ -196,15 +207,41 @@ class WithHost:
                 raise SimulationError(f"coefficient {name!r}: expected a number of at least 0, found {factor}")
         self._factors = tuple(self.coefficients[name] for name in self.components)
         self._scaled = any(factor != 1.0 for factor in self._factors)
+        self._decodes_alone: dict[int, tuple[float, ...]] = {}
 
     def step(self, batch: Batch) -> Sequence[float]:
         """Return seconds per component, coefficients applied."""
-        parts = (*self.device.step(batch), *self.host.seconds(batch))
+        parts = (*self.device.step(batch), *self._host_seconds(batch))
         if not self._scaled:
             return parts
-        return tuple(factor * part for factor, part in zip(self._factors, parts, strict=True))
+        return tuple(map(mul, self._factors, parts))
+
+    def decode_run(self, batch: Batch, steps: int) -> Floats:
+        """Return seconds per step and component, each step as ``step`` prices it."""
+        host: Floats = np.tile(np.array(self._host_seconds(batch), dtype=np.float64), (steps, 1))
+        longest = list(HOST_COMPONENTS).index("longest_context")
+        host[:, longest] = self.host.per_longest_context * (batch.longest_context + np.arange(steps))
+        parts: Floats = np.concatenate([decode_run(self.device, batch, steps), host], axis=1)
+        return np.asarray(parts * np.array(self._factors))
+
+    def _host_seconds(self, batch: Batch) -> tuple[float, ...]:
+        """The host's terms; without prompts and a price of contexts they follow from the number of tokens alone."""
+        if batch.prefills or self.host.per_longest_context:
+            return self.host.seconds(batch)
+        found = self._decodes_alone.get(batch.num_tokens)
+        if found is None:
+            found = self._decodes_alone[batch.num_tokens] = self.host.seconds(batch)
+        return found
 
     def call_seconds(self, requests: int) -> float:
         """Return the seconds that an offline call of that many requests takes beside its iterations."""
         terms = zip(CALL_COMPONENTS, self.call.seconds(requests), strict=True)
         return sum(self.coefficients[name] * seconds for name, seconds in terms)
+
+
+def decode_run(model: AcceleratorModel, batch: Batch, steps: int) -> Floats:
+    """Return what a model's ``decode_run`` does, by single steps where it has none."""
+    at_once: Callable[[Batch, int], Floats] | None = getattr(model, "decode_run", None)
+    if at_once is not None:
+        return at_once(batch, steps)
+    return np.array([model.step(batch.later(place)) for place in range(steps)], dtype=np.float64)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from simulator.accelerators.base import Floats
 from simulator.batch import Batch
 from simulator.errors import SimulationError
 
@@ -61,3 +64,9 @@ class Linear:
     def step(self, batch: Batch) -> Sequence[float]:
         """Return seconds per component."""
         return tuple(rate * unit for rate, unit in zip(self._rates, self.features(batch), strict=True))
+
+    def decode_run(self, batch: Batch, steps: int) -> Floats:
+        """Return seconds per step and component, each step as ``step`` prices it."""
+        run: Floats = np.tile(np.array(self.step(batch), dtype=np.float64), (steps, 1))
+        run[:, -1] = self._rates[-1] * (batch.decode_context + batch.num_decodes * np.arange(steps))
+        return run

@@ -12,10 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from simulator.accelerators.base import Floats
 from simulator.batch import Batch
 from simulator.errors import SimulationError
 from simulator.hardware import Interconnect
+
+Ints = npt.NDArray[np.signedinteger[Any]]
 
 GEMMS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 ELEMENTWISE = ("layernorm", "qk_norm", "rotary_emb", "act_fn")
@@ -39,8 +46,26 @@ class Curve:
 
     def between(self, value: int) -> float:
         """Nanoseconds, not truncated."""
-        low, high, weight = _bracket(self.points, value)
-        return self.ns[low] + weight * (self.ns[high] - self.ns[low])
+        points, ns = self.points, self.ns
+        high = bisect_left(points, value)
+        if not high or len(points) == 1:
+            return float(ns[0])
+        if high == len(points):
+            high -= 1
+        low = points[high - 1]
+        return ns[high - 1] + (value - low) / (points[high] - low) * (ns[high] - ns[high - 1])
+
+    def between_all(self, values: Ints) -> Floats:
+        """``between`` of each."""
+        ns = np.array(self.ns, dtype=np.float64)
+        if len(ns) == 1:
+            return np.full(len(values), ns[0])
+        points = np.array(self.points, dtype=np.float64)
+        place = np.searchsorted(points, values, side="left")
+        high = np.clip(place, 1, len(ns) - 1)
+        low = points[high - 1]
+        found = ns[high - 1] + (values - low) / (points[high] - low) * (ns[high] - ns[high - 1])
+        return np.asarray(np.where(place == 0, ns[0], found))
 
 
 @dataclass(frozen=True)
@@ -52,10 +77,7 @@ class SkewBuckets:
 
     def label(self, value: float) -> str:
         """Label of the bucket that holds the value; the last beyond all bounds."""
-        for bound, label in zip(self.upper, self.labels, strict=True):
-            if value <= bound:
-                return label
-        return self.labels[-1]
+        return self.labels[min(bisect_left(self.upper, value), len(self.labels) - 1)]
 
 
 @dataclass(frozen=True)
@@ -186,26 +208,65 @@ class OperatorTable:
             collectives * 1e-9,
         )
 
+    def decode_run(self, batch: Batch, steps: int) -> Floats:
+        """Return seconds per step and component, each step as ``step`` prices it."""
+        run: Floats = np.tile(np.array(self.step(batch), dtype=np.float64), (steps, 1))
+        run[:, self.components.index("attention")] = (
+            self.num_hidden_layers * self._run_ns(batch, np.arange(steps)) * 1e-9
+        )
+        return run
+
+    def _run_ns(self, batch: Batch, later: Ints) -> Floats:
+        """``attention_ns`` of decodes alone, each with so many more tokens of context."""
+        count = batch.num_decodes
+        mean = batch.decode_context // count
+        at_mean = self._uniform_run_ns(count, mean + later)
+        skew, longest, shortest = self.tables.skew, batch.longest_context, batch.shortest_context
+        if skew is None or count == 1 or longest == mean:
+            return at_mean
+        at_longest = self._uniform_run_ns(count, longest + later)
+        # How uneven the contexts are stays as it is, only the longest grows.
+        rate = min(1.0, max(0.0, (mean - shortest) / (longest - shortest)))
+        before, after = (skew.decodes.label(count), skew.skew_rate.label(rate)), skew.prefill_context.label(0)
+        factors = np.array([skew.alpha.get((0, *before, label, after), skew.default) for label in skew.longest.labels])
+        bucket = np.minimum(np.searchsorted(skew.longest.upper, longest + later, side="left"), len(factors) - 1)
+        alpha = factors[bucket]
+        uneven = np.maximum(1.0, np.rint(at_mean + alpha * (at_longest - at_mean)))
+        return np.asarray(np.where((alpha == 0) | (at_longest <= at_mean), at_mean, uneven))
+
+    def _uniform_run_ns(self, decodes: int, contexts: Ints) -> Floats:
+        """``_uniform_attention_ns`` of decodes alone."""
+        (rows_00, rows_01, rows_10, rows_11), by_decodes, by_chunk = self._corners(0, 0, decodes)
+        low = _row_run_ns(rows_00, contexts)
+        if rows_01 is not rows_00:
+            low = low + by_decodes * (_row_run_ns(rows_01, contexts) - low)
+        if not (rows_10 is rows_00 and rows_11 is rows_01):
+            high = _row_run_ns(rows_10, contexts)
+            if rows_11 is not rows_10:
+                high = high + by_decodes * (_row_run_ns(rows_11, contexts) - high)
+            low = low + by_chunk * (high - low)
+        return np.asarray(np.maximum(1.0, np.trunc(low)))
+
     def attention_ns(self, batch: Batch) -> int:
         """Nanoseconds of one layer's attention, uneven decode contexts included."""
         if not self.separate_prompts or len(batch.prefills) < 2:
-            return self._attention_ns(batch.num_prefill_tokens, batch.prefill_context, batch.decode_contexts)
+            return self._attention_ns(batch.num_prefill_tokens, batch.prefill_context, batch)
         (chunk, context), *others = sorted(batch.prefills, reverse=True)
         launch = self._uniform_attention_ns(next(one for one in self.tables.attention_chunks if one), 0, 0, 0)
         apart = sum(max(0, self._uniform_attention_ns(*other, 0, 0) - launch) for other in others)
-        return apart + self._attention_ns(chunk, context, batch.decode_contexts)
+        return apart + self._attention_ns(chunk, context, batch)
 
-    def _attention_ns(self, chunk: int, context: int, decodes: list[int]) -> int:
-        """The same for one prefill chunk (0: none) beside the decodes."""
-        count = len(decodes)
+    def _attention_ns(self, chunk: int, context: int, batch: Batch) -> int:
+        """The same for one prefill chunk (0: none) beside a batch's decodes."""
+        count = batch.num_decodes
         if not count:
             return self._uniform_attention_ns(chunk, context, 0, 0)
-        mean = sum(decodes) // count
+        mean = batch.decode_context // count
         at_mean = self._uniform_attention_ns(chunk, context, count, mean)
         skew = self.tables.skew
         if skew is None or count == 1:
             return at_mean
-        longest, shortest = max(decodes), min(decodes)
+        longest, shortest = batch.longest_context, batch.shortest_context
         if longest == mean:
             return at_mean
         rate = min(1.0, max(0.0, (mean - shortest) / (longest - shortest)))
@@ -227,18 +288,20 @@ class OperatorTable:
 
     def _uniform_attention_ns(self, chunk: int, context: int, decodes: int, decode_context: int) -> int:
         """One call with a prefill chunk and decodes of equal context, blended from the four nearest slices."""
-        (slice_00, slice_01, slice_10, slice_11), by_decodes, by_chunk = self._corners(chunk, decodes)
-        low = _slice_ns(slice_00, context, decode_context)
-        if slice_01 is not slice_00:
-            low += by_decodes * (_slice_ns(slice_01, context, decode_context) - low)
-        if slice_10 is slice_00 and slice_11 is slice_01:
+        (rows_00, rows_01, rows_10, rows_11), by_decodes, by_chunk = self._corners(chunk, context, decodes)
+        low = _row_ns(rows_00, decode_context)
+        if rows_01 is not rows_00:
+            low += by_decodes * (_row_ns(rows_01, decode_context) - low)
+        if rows_10 is rows_00 and rows_11 is rows_01:
             return max(1, int(low))
-        high = _slice_ns(slice_10, context, decode_context)
-        if slice_11 is not slice_10:
-            high += by_decodes * (_slice_ns(slice_11, context, decode_context) - high)
+        high = _row_ns(rows_10, decode_context)
+        if rows_11 is not rows_10:
+            high += by_decodes * (_row_ns(rows_11, decode_context) - high)
         return max(1, int(low + by_chunk * (high - low)))
 
-    def _find_corners(self, chunk: int, decodes: int) -> tuple[tuple[_Slice, _Slice, _Slice, _Slice], float, float]:
+    def _find_corners(
+        self, chunk: int, context: int, decodes: int
+    ) -> tuple[tuple[_Rows, _Rows, _Rows, _Rows], float, float]:
         tables = self.tables
         low_chunk, high_chunk, by_chunk = _bracket(tables.attention_chunks, chunk)
         low_count, high_count, by_decodes = _bracket(tables.attention_decodes, decodes)
@@ -252,13 +315,11 @@ class OperatorTable:
                 )
             return self._slices[wanted]
 
-        corners = (
-            nearest(low_chunk, low_count),
-            nearest(low_chunk, high_count),
-            nearest(high_chunk, low_count),
-            nearest(high_chunk, high_count),
-        )
-        return corners, by_decodes, by_chunk
+        places = [(low_chunk, low_count), (low_chunk, high_count), (high_chunk, low_count), (high_chunk, high_count)]
+        slices = [nearest(*place) for place in places]
+        rows = {one: _rows(one, context) for one in slices}
+        first, second, third, fourth = (rows[one] for one in slices)
+        return (first, second, third, fourth), by_decodes, by_chunk
 
     def _price_tokens(self, tokens: int) -> tuple[int, int, int, int]:
         """Nanoseconds of dense, elementwise, embedding and collectives, all layers."""
@@ -297,12 +358,29 @@ class _Slice:
         self.curves = [rows[context] for context in self.contexts]
 
 
-def _slice_ns(one: _Slice, context: int, decode_context: int) -> float:
+_Rows = tuple[Curve, Curve | None, float]
+"""The curves over decode context around a prefill context, the second if it is needed, and its weight."""
+
+
+def _rows(one: _Slice, context: int) -> _Rows:
     low, high, weight = _bracket(one.contexts, context)
-    value = one.curves[low].between(decode_context)
-    if weight and high != low:
-        value += weight * (one.curves[high].between(decode_context) - value)
+    return one.curves[low], one.curves[high] if weight and high != low else None, weight
+
+
+def _row_ns(rows: _Rows, decode_context: int) -> float:
+    low, high, weight = rows
+    value = low.between(decode_context)
+    if high is not None:
+        value += weight * (high.between(decode_context) - value)
     return value
+
+
+def _row_run_ns(rows: _Rows, decode_contexts: Ints) -> Floats:
+    low, high, weight = rows
+    values = low.between_all(decode_contexts)
+    if high is not None:
+        values = values + weight * (high.between_all(decode_contexts) - values)
+    return values
 
 
 def _bracket(points: Sequence[int], value: float) -> tuple[int, int, float]:

@@ -128,7 +128,7 @@ class Regression:
         return (
             *Linear.features(batch)[1:],
             batch.num_prefill_tokens,
-            max(batch.decode_contexts, default=0),
+            batch.longest_context,
         )
 
     def step(self, batch: Batch) -> Sequence[float]:

@@ -11,6 +11,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+
+from simulator.accelerators.base import Floats
 from simulator.accelerators.collectives import ring_all_reduce
 from simulator.batch import Batch
 from simulator.errors import SimulationError
@@ -155,6 +158,17 @@ class Roofline:
             padding,
             batch.num_decodes * ATTENTION_TILE**2 * self._attention_work / self._attention_flops,
         )
+
+    def decode_run(self, batch: Batch, steps: int) -> Floats:
+        """Return seconds per step and component, each step as ``step`` prices it."""
+        run: Floats = np.tile(np.array(self.step(batch), dtype=np.float64), (steps, 1))
+        num = batch.num_decodes
+        positions = batch.decode_context + num + num * np.arange(steps)
+        traffic = positions * self._kv_bytes + num * self._query_bytes
+        run[:, self.components.index("decode_attention")] = np.maximum(
+            positions * self._attention_work / self._attention_flops, traffic / self.hardware.memory_bandwidth
+        )
+        return run
 
     def _attention(self, query: int, context: int) -> float:
         pairs = query * (context + (query + 1) / 2)

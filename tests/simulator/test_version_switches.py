@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from simulator.engine import Engine
 from simulator.engine_config import EngineConfig, resolve_engine_config
 from simulator.kv_cache import KVCache
@@ -53,18 +55,34 @@ def test_options_that_a_version_does_not_have_stay_off():
     assert not old.scheduler_reserve_full_isl
 
 
-def next_blocks(unhashed_blocks_first: bool) -> list[int]:
-    """Blocks handed out after a request with one full (hashed) and one partial block ended."""
+def cached_tokens_left(unhashed_blocks_first: bool) -> int:
+    """Cached tokens of an ended request with one full (hashed) and one partial block, one other block taken since."""
     cache = KVCache(5, 4, 64, unhashed_blocks_first=unhashed_blocks_first)
-    ended = ServedRequest.enter(Request("ended", 0.0, 6, 1), 0, 64)
+    ended = ServedRequest.enter(Request("ended", 0.0, 6, 1, block_hashes=[7]), 0, 64)
     assert cache.allocate(ended, 6)
-    assert ended.blocks == [1, 2]
     cache.free(ended)
-    following = ServedRequest.enter(Request("following", 0.0, 16, 1), 1, 64)
-    assert cache.allocate(following, 16)
-    return following.blocks
+    # Two blocks were never used: the third is the partial one, or the full one if that was freed before.
+    following = ServedRequest.enter(Request("following", 0.0, 12, 1), 1, 64)
+    assert cache.allocate(following, 12)
+    assert cache.num_free_blocks == 1
+    return 4 * len(cache.cached_prefix(ServedRequest.enter(Request("alike", 0.0, 6, 1, block_hashes=[7]), 2, 64)))
 
 
-def test_freed_blocks_without_a_hash_are_reused_first_from_0_24_on():
-    assert next_blocks(unhashed_blocks_first=True) == [2, 3, 4, 1]
-    assert next_blocks(unhashed_blocks_first=False) == [3, 4, 2, 1]
+def test_a_cached_block_outlives_a_freed_one_without_a_hash_in_any_version():
+    assert cached_tokens_left(unhashed_blocks_first=True) == 4
+    assert cached_tokens_left(unhashed_blocks_first=False) == 4
+
+
+@pytest.mark.parametrize(("unhashed_first", "kept"), [(True, 4), (False, 0)])
+def test_freed_blocks_without_a_hash_are_reused_first_from_0_24_on(unhashed_first, kept):
+    cache = KVCache(4, 4, 64, unhashed_blocks_first=unhashed_first)
+    full = ServedRequest.enter(Request("full", 0.0, 4, 1, block_hashes=[7]), 0, 64)
+    partial = ServedRequest.enter(Request("partial", 0.0, 6, 1, block_hashes=[8]), 1, 64)
+    assert cache.allocate(full, 4)
+    assert cache.allocate(partial, 6)
+    cache.free(full)
+    cache.free(partial)
+    following = ServedRequest.enter(Request("following", 0.0, 4, 1), 2, 64)
+    assert cache.allocate(following, 4)
+    alike = ServedRequest.enter(Request("alike", 0.0, 6, 1, block_hashes=[7]), 3, 64)
+    assert 4 * len(cache.cached_prefix(alike)) == kept
