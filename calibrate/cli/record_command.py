@@ -44,7 +44,8 @@ iteration and 0.2 us a request in it.
 
 What is kept of a prompt: its length, and keyed hashes of its KV blocks, so that shared prefixes are seen and texts
 are not. {tokens_variable}=1 keeps the token ids too.
-{salt_variable}=SECRET makes hashes comparable between hosts; else they are between the processes of one host until it boots again.
+{salt_variable}=SECRET makes hashes comparable between hosts; else they are between the processes of one host until it
+boots again.
 """
 
 
