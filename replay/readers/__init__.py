@@ -9,11 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiles.errors import InputError
-from replay.readers import batches_csv, canonical, llmservingsim_bench, load_levels, splitwise, vllm_bench
+from replay.readers import (
+    azure,
+    bailian,
+    batches_csv,
+    burstgpt,
+    canonical,
+    llmservingsim_bench,
+    load_levels,
+    mooncake,
+    sharegpt,
+    splitwise,
+    timed_trace,
+    vidur,
+    vllm_bench,
+)
 from replay.trace import Trace, check_requests
 
-READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels)
-WITH_SELECTIONS = (splitwise, load_levels)
+WORKLOADS = (azure, burstgpt, mooncake, vidur, sharegpt, bailian, timed_trace)
+"""Readers of arrivals and lengths without latencies."""
+READERS = (canonical, llmservingsim_bench, vllm_bench, batches_csv, splitwise, load_levels, *WORKLOADS)
+WITH_SELECTIONS = (splitwise, load_levels, sharegpt)
 """Readers of files that hold several traces."""
 
 
