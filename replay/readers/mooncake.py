@@ -73,5 +73,7 @@ def read(path: Path) -> Trace:
         },
         clock={"origin": origin, "note": "seconds from the first request"},
         block_size=BLOCK_SIZE,
-        notes=[f"prompts share whole blocks of {BLOCK_SIZE} tokens; what they share of a last, partial one is left out"],
+        notes=[
+            f"prompts share whole blocks of {BLOCK_SIZE} tokens; what they share of a last, partial one is left out"
+        ],
     )

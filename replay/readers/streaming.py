@@ -311,7 +311,11 @@ class _JsonRows:
         for number, line in enumerate(block.split(b"\n"), self.first):
             if not line.strip():
                 continue
-            value = parse_json(_text(line, self.path, number), self.path, number, finite=True)
+            text = _text(line, self.path, number)
+            try:
+                value = parse_json(text, self.path, number, finite=True)
+            except InputError as error:
+                raise InputError(error.message, file=self.path, row=number) from None
             if not isinstance(value, dict):
                 raise InputError(f"expected a JSON object, found {found(value)}", file=self.path, row=number)
             yield Record(value, self.path, number)
