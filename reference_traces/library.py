@@ -20,9 +20,11 @@ from profiles.errors import InputError
 from profiles.yaml_files import read_mapping, validate
 
 ENVIRONMENT = "SERVECAL_TRACES"
-READABLE = ("llmservingsim-bench", "vllm-bench", "batches-csv", "splitwise-perf-model")
+WORKLOADS = ("azure-csv", "burstgpt-csv", "mooncake-jsonl", "bailian-jsonl", "vidur-csv", "sharegpt-json")
+"""Formats of the catalogue that hold arrivals and lengths without latencies."""
+READABLE = ("llmservingsim-bench", "vllm-bench", "batches-csv", "splitwise-perf-model", *WORKLOADS)
 """Formats of the catalogue that a reader knows; the others can be fetched only."""
-SEVERAL = ("vllm-bench", "batches-csv", "splitwise-perf-model")
+SEVERAL = ("vllm-bench", "batches-csv", "splitwise-perf-model", *WORKLOADS)
 """Formats of which each file is a trace of its own."""
 
 

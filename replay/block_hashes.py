@@ -93,7 +93,9 @@ def salted(hashes: pa.Array, salt: int) -> pa.Array:
     if not salt:
         return hashes
     own = hashes.to_numpy(zero_copy_only=False).astype(np.uint64)
-    return pa.array((_mixed(own + _mixed(np.uint64(salt) + np.uint64(2**40))) & np.uint64(_POSITIVE)).view(np.int64))
+    return pa.array(
+        (_mixed(own + _mixed(np.array([salt + 2**40], dtype=np.uint64))) & np.uint64(_POSITIVE)).view(np.int64)
+    )
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

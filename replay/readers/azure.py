@@ -1,7 +1,7 @@
 """Azure's LLM inference traces: a CSV of ``TIMESTAMP``, ``ContextTokens`` and ``GeneratedTokens``.
 
-2023 (CRLF, seven fractional digits), 2024 (a UTC offset, the fraction sometimes missing) and 2025 (``NumImages`` besides,
-which no simulation here takes into account). Format: Azure/AzurePublicDataset @b469a11.
+2023 (CRLF, seven fractional digits), 2024 (a UTC offset, the fraction sometimes missing) and 2025 (``NumImages``
+besides, which no simulation here takes into account). Format: Azure/AzurePublicDataset @b469a11.
 """
 
 from __future__ import annotations

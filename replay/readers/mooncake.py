@@ -1,7 +1,8 @@
 """Mooncake's traces: JSON lines of ``timestamp`` (ms), ``input_length``, ``output_length`` and ``hash_ids``.
 
-An id stands for a block of 512 prompt tokens, the last one of a row for what is left of it; equal ids are equal contents
-only after an equal prefix. Dialects add ``session_id``. Format: kvcache-ai/Mooncake @3b5a594, ``FAST25-release/traces``.
+An id stands for a block of 512 prompt tokens, the last one of a row for what is left of it; equal ids are equal
+contents only after an equal prefix. Dialects add ``session_id``. Format: kvcache-ai/Mooncake @3b5a594,
+``FAST25-release/traces``.
 """
 
 from __future__ import annotations
@@ -73,7 +74,5 @@ def read(path: Path) -> Trace:
         },
         clock={"origin": origin, "note": "seconds from the first request"},
         block_size=BLOCK_SIZE,
-        notes=[
-            f"prompts share whole blocks of {BLOCK_SIZE} tokens; what they share of a last, partial one is left out"
-        ],
+        notes=[f"prompts share whole blocks of {BLOCK_SIZE} tokens; what they share of a partial one is left out"],
     )

@@ -192,7 +192,7 @@ def _turns(one: Any, number: int, path: Path) -> tuple[str, str] | None:
         raise _broken(path, number, f"expected a list of turns, found {found(turns)}", "conversations")
     if len(turns) < 2:
         return None
-    texts = [turn.get("value") if isinstance(turn, dict) else None for turn in turns[:2]]
+    texts: list[Any] = [turn.get("value") if isinstance(turn, dict) else None for turn in turns[:2]]
     for text in texts:
         if not isinstance(text, str):
             raise _broken(path, number, f"expected a text, found {found(text)}", "value")

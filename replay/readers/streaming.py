@@ -1,8 +1,8 @@
 """Rows of long CSV and JSON-lines files, block by block: a million of them in seconds, in bounded memory.
 
-Arrow parses a block of lines at once. Where it refuses a block, or a value in it is out of range, the block is read again
-line by line, by the rules of ``replay.readers.fields``: that names file, line and field, or accepts what Arrow is too
-strict for. So the slow way says what a row means, and the fast way only says it sooner.
+Arrow parses a block of lines at once. Where it refuses a block, or a value in it is out of range, the block is read
+again line by line, by the rules of ``replay.readers.fields``: that names file, line and field, or accepts what Arrow is
+too strict for. So the slow way says what a row means, and the fast way only says it sooner.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 JSON lines of ``timestamp`` (seconds, its ``--timed-trace-sec-multiplier`` being 1), ``input_length``, ``output_length``
 and ``hash_ids`` of blocks of 16 tokens (its ``--timed-trace-chunk-hash-size``), of which a file says neither: the block
-size is taken from the numbers of ids. Rows without ``hash_ids`` (GuideLLM's ``trace_synthetic``) share nothing. Files of
-whole milliseconds and blocks of 512 tokens are Mooncake's. Seen in vLLM 0.24 and later.
+size is taken from the numbers of ids. Rows without ``hash_ids`` (GuideLLM's ``trace_synthetic``) share nothing. Files
+of whole milliseconds and blocks of 512 tokens are Mooncake's. Seen in vLLM 0.24 and later.
 """
 
 from __future__ import annotations

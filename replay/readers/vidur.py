@@ -38,7 +38,7 @@ def read(path: Path) -> Trace:
     """
     names = header_of(head(path))
     wanted = [*LENGTHS, *(one for one in (ARRIVAL, SESSION) if one.name in names)]
-    found, count = gathered(csv_blocks(path, wanted))
+    found, _ = gathered(csv_blocks(path, wanted))
     columns: dict[str, Any] = {
         "prompt_tokens": found.get(LENGTHS[0].name, ()),
         "output_tokens": found.get(LENGTHS[1].name, ()),

@@ -1,7 +1,7 @@
 """What the readers of workloads share: traces of arrivals and lengths, of which nobody measured a latency.
 
-The rows stay in the order of the file. Arrivals count from the earliest one; ``meta.clock.origin`` is where that stood on
-the source's own clock.
+The rows stay in the order of the file. Arrivals count from the earliest one; ``meta.clock.origin`` is where that stood
+on the source's own clock.
 """
 
 from __future__ import annotations
