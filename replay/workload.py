@@ -40,7 +40,7 @@ def measures_latency(trace: Trace) -> bool:
 def cut(
     trace: Trace, *, start: float | None = None, end: float | None = None, first: int | None = None, skip: int = 0
 ) -> Trace:
-    """Keep the requests that arrive in ``[start, end)``, seconds of the trace's clock (``first`` of them, after ``skip``).
+    """Keep requests that arrive in ``[start, end)``, seconds of the trace's clock; ``first`` of them, after ``skip``.
 
     Requests are counted in the order of their arrivals (of rows, where arrivals are unknown).
 
