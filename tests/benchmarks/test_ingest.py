@@ -15,14 +15,16 @@ import pytest
 
 LEAST_RATE = 200_000
 """Rows per second of CPU time."""
-MOST_ABOVE = 3.0
+MOST_ABOVE = 1.2
 """Bytes at the peak above those of an empty process, in bytes of the resulting table (and of a few blocks)."""
 BLOCKS = 200e6
 READ = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 from replay.readers import read_trace, azure, mooncake
-def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 empty, begun = peak(), time.process_time()
 trace = read_trace(Path(sys.argv[1]))
 seconds = time.process_time() - begun
@@ -73,6 +75,7 @@ FORMS = {"azure": azure, "burstgpt": burstgpt, "vidur": vidur, "mooncake": moonc
 LONG = {"azure": 5_000_000, "burstgpt": 5_000_000, "vidur": 5_000_000, "mooncake": 1_000_000, "bailian": 1_000_000}
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is told by Linux only")
 @pytest.mark.parametrize("form", FORMS)
 def test_long_workloads_are_read_fast_and_in_bounded_memory(benchmark, form, tmp_path):
     count = LONG[form] if benchmark.enabled else 20_000
