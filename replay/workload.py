@@ -37,6 +37,11 @@ def measures_latency(trace: Trace) -> bool:
     return recorded or any(trace.has(name) for name in ("first_token", "last_token", "token_times"))
 
 
+def is_workload(trace: Trace) -> bool:
+    """Whether a trace holds requests to be served of which no latency was measured (not: a run in which all failed)."""
+    return not measures_latency(trace) and bool((trace.statuses == "ok").any())
+
+
 def cut(
     trace: Trace, *, start: float | None = None, end: float | None = None, first: int | None = None, skip: int = 0
 ) -> Trace:

@@ -23,7 +23,7 @@ from replay.draws import DISTRIBUTIONS
 from replay.readers import batch_files, levels_of, read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
-from replay.workload import measures_latency
+from replay.workload import is_workload
 
 CATALOGUE = "catalogue"
 """Choice of ``--arrivals``: as the catalogue says they were drawn, else as measured."""
@@ -147,7 +147,7 @@ def load_measured(name: str, arrivals: str = "measured") -> Trace:
 
 
 def _measured(trace: Trace) -> Trace:
-    if measures_latency(trace):
+    if not is_workload(trace):
         return trace
     raise InputError(
         f"{trace.name} is a workload, of which no latency was measured: there is nothing to compare with; "
