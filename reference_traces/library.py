@@ -6,7 +6,6 @@ whose files are there needs no network.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -14,17 +13,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from profiles.errors import InputError
 from profiles.yaml_files import read_mapping, validate
+from reference_traces.archives import extract
+from reference_traces.download import MOST_BYTES, download
 
 ENVIRONMENT = "SERVECAL_TRACES"
-READABLE = ("llmservingsim-bench", "vllm-bench", "batches-csv", "splitwise-perf-model")
+WORKLOADS = ("azure-csv", "burstgpt-csv", "mooncake-jsonl", "bailian-jsonl", "vidur-csv", "sharegpt-json")
+"""Formats of the catalogue that hold arrivals and lengths without latencies."""
+READABLE = ("llmservingsim-bench", "vllm-bench", "batches-csv", "splitwise-perf-model", *WORKLOADS)
 """Formats of the catalogue that a reader knows; the others can be fetched only."""
 RECORDINGS = "*/engine-dp*.jsonl.gz"
 """Captures that are kept as the recorder wrote them, with what the client and the server left of the same run."""
-SEVERAL = ("vllm-bench", "batches-csv", "splitwise-perf-model")
+SEVERAL = ("vllm-bench", "batches-csv", "splitwise-perf-model", *WORKLOADS)
 """Formats of which each file is a trace of its own."""
 
 
@@ -49,18 +52,39 @@ class DrawnArrivals(_Strict):
 
 
 class CataloguedFile(_Strict):
-    """A file of a trace: local name, path below the entry's URL, size and checksum."""
+    """A file of a trace: local name, path below the entry's URL (or in an archive there), size and checksum.
+
+    What the catalogue does not know is null: such a file is taken as it comes, and ``fetch`` says so.
+    """
 
     name: str
     path: str
-    bytes: int
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int | None = Field(ge=0)
+    sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
+    archive: str | None = None
     arrivals: DrawnArrivals | None = None
     variants: list[Variant] = []
 
+    @field_validator("name")
+    @classmethod
+    def _inside(cls, name: str) -> str:
+        """Refuse a name that leads out of the trace's folder."""
+        parts = name.split("/")
+        if not all(parts) or {".", ".."} & set(parts) or "\\" in name or ":" in name:
+            raise ValueError("expected a name, or a path below the trace's folder")
+        return name
+
     def accepts(self, digest: str) -> bool:
         """Whether a file with that checksum is this one."""
-        return digest == self.sha256 or any(digest == variant.sha256 for variant in self.variants)
+        return self.sha256 in (None, digest) or any(digest == variant.sha256 for variant in self.variants)
+
+
+class Archive(_Strict):
+    """An archive that holds files of a trace: path below the entry's URL, size and checksum, null if unknown."""
+
+    path: str
+    bytes: int | None = Field(ge=0)
+    sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class EngineFacts(_Strict):
@@ -89,13 +113,14 @@ class Entry(_Strict):
     devices: int | None
     engine: EngineFacts | None
     measures: list[str]
-    requests: int
+    requests: int | None
     files: list[CataloguedFile]
+    archives: list[Archive] = []
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(one.bytes for one in self.files)
+        """Bytes of all files whose size is known."""
+        return sum(one.bytes or 0 for one in self.files)
 
 
 @dataclass(frozen=True)
@@ -222,42 +247,66 @@ def names_below(name: str) -> list[str]:
     return sorted(f"{head}/{file.name.removesuffix('.csv')}" for file in entry.files if file.name.startswith(prefix))
 
 
-def fetch(entry: Entry) -> Path:
-    """Make sure that all files of a trace are in the cache, with the right content; return their folder.
+def fetch(entry: Entry) -> tuple[Path, list[str]]:
+    """Make sure that all files of a trace are in the cache, with the right content.
+
+    Returns
+    -------
+    folder : Path
+    unverified : list of str
+        Names and sha256 of the files of which the catalogue knows no checksum.
 
     Raises
     ------
     InputError
         If a file cannot be downloaded, or has another content than the catalogue says.
     """
-    import pooch
-    import requests
-
     folder = cache_folder() / entry.name
-    for file in entry.files:
-        place = local_file(entry, file)
-        if place is not None:
-            with place.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            if not file.accepts(digest):
-                raise InputError(
-                    f"has sha256 {digest}, the catalogue says {file.sha256}; remove it to download it anew",
-                    file=place,
-                )
-            folder = _folder(entry, place)
-            continue
-        try:
-            pooch.retrieve(
-                entry.base_url + file.path,
-                known_hash=f"sha256:{file.sha256}",
-                fname=Path(file.name).name,
-                path=folder / Path(file.name).parent,
-            )
-        except (requests.RequestException, OSError, ValueError) as error:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-            reason = str(error).splitlines()[0][:200]
-            raise InputError(
-                f"cannot be downloaded from {entry.base_url + file.path}: {reason}", file=file.name
-            ) from None
-    return folder
+    unverified = []
+    archives: dict[str, Path] = {}
+    try:
+        for file in entry.files:
+            place = local_file(entry, file)
+            if place is not None:
+                digest = _sha256(place)
+                if not file.accepts(digest):
+                    raise InputError(
+                        f"has sha256 {digest}, the catalogue says {file.sha256}; remove it to download it anew",
+                        file=place,
+                    )
+                folder = _folder(entry, place)
+            elif file.archive is not None:
+                digest = _unpacked(entry, file, folder / file.name, archives)
+            else:
+                digest = download(entry.base_url + file.path, folder / file.name, file.accepts, file.bytes)
+            if file.sha256 is None:
+                unverified.append(f"{file.name} (sha256 {digest})")
+    finally:
+        for path in archives.values():
+            path.unlink(missing_ok=True)
+    return folder, unverified
+
+
+def _unpacked(entry: Entry, file: CataloguedFile, target: Path, archives: dict[str, Path]) -> str:
+    """Take a file out of its archive, which is downloaded once; return the file's sha256."""
+    known = next((one for one in entry.archives if one.path == file.archive), None)
+    if known is None:
+        raise InputError(f"is in the archive {file.archive!r}, which the entry does not list", file=file.name)
+    if known.path not in archives:
+        place = cache_folder() / entry.name / f"{hashlib.sha256(known.path.encode()).hexdigest()[:16]}.archive"
+        download(entry.base_url + known.path, place, lambda digest: known.sha256 in (None, digest), known.bytes)
+        archives[known.path] = place
+    part = target.with_name(f"{target.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    extract(archives[known.path], file.path, part, MOST_BYTES if file.bytes is None else file.bytes)
+    digest = _sha256(part)
+    if not file.accepts(digest):
+        part.unlink()
+        raise InputError(f"has sha256 {digest} in its archive, the catalogue says {file.sha256}", file=file.name)
+    part.replace(target)
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from replay.clocks import Floats
 from replay.draws import parse_draw
 from replay.load_level import draw, level_of, with_scheme
 from replay.trace import REQUEST_CLOCK, RUN_CLOCK, Trace, requests_table
+from replay.workload import is_workload, redraw
 
 
 def with_arrivals(trace: Trace, choice: str) -> Trace:
@@ -43,6 +44,8 @@ def with_arrivals(trace: Trace, choice: str) -> Trace:
         # Both sides count from the nominal instant: the workload's own clock is what is compared.
         return _moved(trace, trace.column("nominal_arrival"), "nominal: the workload's")
     drawn = parse_draw(choice)
+    if trace.clock == RUN_CLOCK and is_workload(trace):
+        return redraw(trace, choice)
     if trace.clock == RUN_CLOCK:
         raise InputError(
             f"{trace.name} has measured arrivals; drawing others would pair each request with another's load",

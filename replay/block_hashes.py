@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from profiles.errors import InputError
 
@@ -44,14 +46,62 @@ def at_block_size(hashes: Sequence[int], have: int, want: int) -> list[int]:
         step = want // have
         return list(hashes[step - 1 :: step])
     if have % want == 0:
-        parts = range(have // want)
-        return [_part(one, part) for one in hashes for part in parts]
+        own = np.asarray(hashes, dtype=np.uint64)[:, None]
+        parts = _mixed(own + _mixed(np.arange(1, have // want + 1, dtype=np.uint64)))
+        return [int(one) for one in (parts & np.uint64(_POSITIVE)).reshape(-1).tolist()]
     raise InputError(
         f"prompt hashes cover blocks of {have} tokens, which neither divide nor are divided by {want}",
         field="engine.block_size",
     )
 
 
-def _part(one: int, part: int) -> int:
-    digest = blake2b(one.to_bytes(8, "little") + part.to_bytes(4, "little"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & _POSITIVE
+def chained_ids(ids: pa.ListArray, keep: npt.NDArray[np.int64]) -> pa.ListArray:
+    """Chain ids of blocks, so that two are equal only where all before them are.
+
+    Parameters
+    ----------
+    ids : pyarrow.ListArray of int64, shape (n,)
+        Ids of the blocks of each prompt, without nulls.
+    keep : array, shape (n,)
+        How many of its blocks each prompt keeps: the full ones.
+    """
+    begin = ids.offsets.to_numpy()[:-1].astype(np.int64)
+    values = ids.values.to_numpy().view(np.uint64)
+    offsets = np.concatenate([[0], np.cumsum(keep)]).astype(np.int32)
+    chained = np.empty(offsets[-1], dtype=np.uint64)
+    # Longest first: the prompts that have a k-th block are then the first so many.
+    order = np.argsort(-keep, kind="stable")
+    active = np.searchsorted(-keep[order], -np.arange(keep.max(initial=0)), side="left")
+    parent = np.zeros(len(keep), dtype=np.uint64)
+    for place, count in enumerate(active):
+        rows = order[:count]
+        parent[rows] = _mixed(_mixed(parent[rows]) + values[begin[rows] + place])
+        chained[offsets[rows] + place] = parent[rows]
+    hashes = (chained & np.uint64(_POSITIVE)).view(np.int64)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(hashes))
+
+
+def salted(hashes: pa.Array, salt: int) -> pa.Array:
+    """Return other hashes for the same blocks: two sources that number blocks alike then share nothing.
+
+    Parameters
+    ----------
+    hashes : pyarrow.Array of int64, without nulls
+    salt : int
+        At least 0; 0 leaves them as they are.
+    """
+    if not salt:
+        return hashes
+    own = hashes.to_numpy(zero_copy_only=False).astype(np.uint64)
+    return pa.array(
+        (_mixed(own + _mixed(np.array([salt + 2**40], dtype=np.uint64))) & np.uint64(_POSITIVE)).view(np.int64)
+    )
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's step (Steele, Lea, Flood 2014): every bit of a value moves half the bits of its hash."""
+    with np.errstate(over="ignore"):
+        mixed = values + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)

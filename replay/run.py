@@ -293,6 +293,7 @@ def _requests_of(trace: Trace, rows: list[int], simulation: Simulation, loop: Cl
         "priority": trace.requests.column("priority").combine_chunks(),
         "block_hashes": trace.requests.column("block_hashes").combine_chunks(),
         "batch": trace.requests.column("batch").combine_chunks(),
+        "session": trace.requests.column("session").combine_chunks(),
     }
     status = ["failed"] * count
     stamps = {name: np.full(count, np.nan) for name in ("queued", "scheduled", "first_token", "last_token")}

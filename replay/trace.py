@@ -52,6 +52,7 @@ REQUESTS = pa.schema(
         ("client_first_token", pa.float64()),
         ("client_last_token", pa.float64()),
         ("client_token_times", pa.list_(pa.float64())),
+        ("session", pa.string()),
     ]
 )
 """One row a request. ``status``: ``ok`` (served to the end), ``failed`` (the source says so), ``unfinished``
@@ -59,7 +60,8 @@ REQUESTS = pa.schema(
 wanted it sent, ``arrival`` when the engine's front end got it. ``token_times`` are output tokens or chunks as
 the source saw them, the first one included. ``block_hashes`` are chained: each stands for a block and all
 before it. ``batch`` is the row of ``batches`` with which it was handed over in one call. ``client_*`` are what the
-client saw of a run whose other stamps are the engine's, on the same clock (``replay.joining``)."""
+client saw of a run whose other stamps are the engine's, on the same clock (``replay.joining``). ``session`` is the
+conversation that it is a turn of."""
 
 ITERATIONS = pa.schema(
     [
@@ -328,8 +330,8 @@ def requests_table(columns: Mapping[str, Sequence[Any] | Floats | pa.Array], len
     for column in REQUESTS:
         values = columns.get(column.name)
         if values is None:
-            arrays.append(pa.nulls(length, column.type))
-        elif isinstance(values, pa.Array):
+            arrays.append(_nothing(length, column.type))
+        elif isinstance(values, pa.Array | pa.ChunkedArray):
             arrays.append(values.cast(column.type))
         else:
             listed = values.tolist() if isinstance(values, np.ndarray) else values
@@ -348,6 +350,14 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
         If a whole number does not fit its column (``pyarrow.ArrowInvalid``, ``OverflowError``).
     """
     return pa.table([pa.array([row.get(one.name) for row in rows], type=one.type) for one in schema], schema=schema)
+
+
+def _nothing(length: int, kind: pa.DataType) -> pa.Array:
+    """A column of nulls whose memory nobody writes: in a long trace most columns are empty."""
+    if pa.types.is_nested(kind) or not length:
+        return pa.nulls(length, kind)
+    zeros = pa.py_buffer(bytes(8 * (length + 1)))
+    return pa.Array.from_buffers(kind, length, [zeros, zeros, *[zeros] * (kind.num_buffers - 2)], null_count=length)
 
 
 def check_table(table: pa.Table, schema: pa.Schema, file: Path) -> pa.Table:
@@ -403,10 +413,40 @@ def check_requests(trace: Trace, file: Path) -> Trace:
     """
     if not len(trace) and trace.meta.get("facts_only") is not True:
         raise InputError("holds no requests", file=file)
-    ids = trace.ids
-    _refuse(trace, file, "id", np.array([one is None for one in ids]), "is missing")
+    _check_ids(trace, file)
+    status = trace.requests.column("status")
+    served = np.asarray(pc.fill_null(pc.equal(status, "ok"), False).to_numpy(zero_copy_only=False), dtype=np.bool_)
+    for name in ("prompt_tokens", "output_tokens"):
+        values = trace.column(name)
+        _refuse(trace, file, name, served & ~(values >= 1), "expected at least 1 token")
+        _refuse(trace, file, name, values > 1e9, "expected fewer than 1e9 tokens")
+    stamps = ("arrival", "queued", "scheduled", "first_token", "last_token")
+    for name in filter(
+        trace.has, ("nominal_arrival", *stamps, "client_sent", "client_first_token", "client_last_token")
+    ):
+        values = trace.column(name)
+        _refuse(trace, file, name, np.isinf(values) | (np.abs(values) > 1e12), "expected a time in seconds")
+    for before, after in pairwise(stamps[1:]):
+        if not (trace.has(before) and trace.has(after)):
+            continue
+        late = trace.column(after) < trace.column(before)
+        _refuse(trace, file, after, served & late, f"lies before {before}")
+    if trace.has("first_token"):
+        first = trace.column("first_token")
+        _refuse(trace, file, "first_token", served & (first < trace.start), "lies before the arrival")
+    _check_lists(trace, file)
+    _check_batches(trace, file)
+    return trace
+
+
+def _check_ids(trace: Trace, file: Path) -> None:
+    """Refuse an id that is missing or stands twice."""
+    column = trace.requests.column("id")
+    _refuse(trace, file, "id", pc.is_null(column).to_numpy(zero_copy_only=False), "is missing")
+    if _all_differ(column):
+        return
     seen: dict[str, int] = {}
-    for row, one in enumerate(ids):
+    for row, one in enumerate(trace.ids):
         if one in seen:
             raise InputError(
                 f"{one!r} stands in rows {seen[one] + 1} and {row + 1}; ids must be unique",
@@ -415,28 +455,21 @@ def check_requests(trace: Trace, file: Path) -> Trace:
                 field="id",
             )
         seen[one] = row
-    statuses = trace.statuses
-    served = statuses == "ok"
-    for name in ("prompt_tokens", "output_tokens"):
-        values = trace.column(name)
-        _refuse(trace, file, name, served & ~(values >= 1), "expected at least 1 token")
-        _refuse(trace, file, name, values > 1e9, "expected fewer than 1e9 tokens")
-    stamps = ("arrival", "queued", "scheduled", "first_token", "last_token")
-    for name in ("nominal_arrival", *stamps, "client_sent", "client_first_token", "client_last_token"):
-        values = trace.column(name)
-        _refuse(trace, file, name, np.isinf(values) | (np.abs(values) > 1e12), "expected a time in seconds")
-    for before, after in pairwise(stamps[1:]):
-        late = trace.column(after) < trace.column(before)
-        _refuse(trace, file, after, served & late, f"lies before {before}")
-    first = trace.column("first_token")
-    _refuse(trace, file, "first_token", served & (first < trace.start), "lies before the arrival")
-    _check_lists(trace, file)
-    _check_batches(trace, file)
-    return trace
+
+
+def _all_differ(ids: pa.ChunkedArray) -> bool:
+    """Whether no id stands twice; of ids that are numbers, told without a copy of each."""
+    try:
+        numbers = np.sort(ids.cast(pa.int64()).to_numpy())
+    except pa.ArrowInvalid:
+        return bool(pc.count_distinct(ids).as_py() == len(ids))
+    return bool((np.diff(numbers) > 0).all()) or bool(pc.count_distinct(ids).as_py() == len(ids))
 
 
 def _check_batches(trace: Trace, file: Path) -> None:
     """Refuse batches without requests, requests of batches that are not there, times that are none."""
+    if trace.batches is None and not trace.has("batch"):
+        return
     count = trace.batches.num_rows if trace.batches is not None else 0
     batch = trace.column("batch")
     _refuse(trace, file, "batch", (batch < 0) | (batch >= count), f"expected a row of the {count} batches")
@@ -465,6 +498,8 @@ def _check_lists(trace: Trace, file: Path) -> None:
     expected = {"token_times": seconds, "client_token_times": seconds, "block_hashes": "expected hashes of at least 0"}
     for name, why in expected.items():
         column = trace.requests.column(name)
+        if not trace.has(name) or (name == "block_hashes" and _all_hashes(column)):
+            continue
         values = pc.list_flatten(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         owner = pc.list_parent_indices(column).to_numpy()
         odd = ~(values >= 0) if name == "block_hashes" else ~(np.abs(values) <= 1e12)
@@ -472,6 +507,15 @@ def _check_lists(trace: Trace, file: Path) -> None:
         if name != "block_hashes":
             back = (np.diff(values) < 0) & (owner[1:] == owner[:-1])
             _refuse(trace, file, name, np.isin(rows, owner[1:][back]), "run back")
+
+
+def _all_hashes(column: pa.ChunkedArray) -> bool:
+    """Whether all hashes are there and at least 0; seen without a copy of them, which may be most of a trace."""
+    for chunk in column.chunks:
+        flat = pc.list_flatten(chunk)
+        if flat.null_count or (len(flat) and pc.min(flat).as_py() < 0):
+            return False
+    return True
 
 
 def _refuse(trace: Trace, file: Path, name: str, bad: npt.NDArray[np.bool_], why: str) -> None:

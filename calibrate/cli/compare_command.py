@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 
 from calibrate.cli.gate_options import gate_options
-from calibrate.cli.options import deploy, keep_trace, load_trace, output_options, progress, render_text, write_output
+from calibrate.cli.options import (
+    deploy,
+    keep_trace,
+    load_measured,
+    load_trace,
+    output_options,
+    progress,
+    render_text,
+    write_output,
+)
 from calibrate.differences import Difference, ProfileDifference, Replayed, ReportDifference, TraceDifference
 from calibrate.errors import Comparison, compare
 from calibrate.estimates import Compared, Figures
@@ -68,7 +77,7 @@ def command(
     elif kind == PROFILES:
         found = _profiles(a, b, on, rules, (settings, model, assume_defaults, arrivals))
     else:
-        first, second, *runs = (load_trace(one, arrivals) for one in (a, b, *repeat))
+        first, second, *runs = (load_measured(one, arrivals) for one in (a, b, *repeat))
         found = _traces(first, second, rules, runs)
     text = compare_json.render(found) if style == "json" else render_text(compare_text.view(found), output)
     if text is not None:

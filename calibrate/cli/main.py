@@ -18,6 +18,7 @@ COMMANDS = {
     "replay": ("calibrate.cli.replay_command", "Simulate a trace's requests and write the predicted trace."),
     "report": ("calibrate.cli.report_command", "Replay a trace, compare, and print the error report."),
     "traces": ("calibrate.cli.traces_group", "List, show and fetch reference traces."),
+    "workload": ("calibrate.cli.workload_group", "Cut, scale, merge, sample or redraw a workload before a replay."),
 }
 INPUT_WRONG = 2
 

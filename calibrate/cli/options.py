@@ -17,13 +17,14 @@ import click
 from profiles.deployment import Deployment, resolve
 from profiles.errors import InputError
 from profiles.profile import load_profile
-from reference_traces.library import Located, locate, names_below
+from reference_traces.library import WORKLOADS, Located, locate, names_below
 from replay.arrivals import with_arrivals
 from replay.draws import DISTRIBUTIONS
 from replay.joining import join
 from replay.readers import batch_files, levels_of, read_trace, selections
 from replay.run import facts_of
 from replay.trace import REQUEST_CLOCK, Trace
+from replay.workload import is_workload
 
 CATALOGUE = "catalogue"
 """Choice of ``--arrivals``: as the catalogue says they were drawn, else as measured."""
@@ -156,6 +157,26 @@ def source_paths(name: str) -> list[Path]:
     return [_select(one)[0].path for one in parts_of(name)]
 
 
+def load_measured(name: str, arrivals: str = "measured") -> Trace:
+    """The same as ``load_trace``, of a trace with something that a prediction can be compared with.
+
+    Raises
+    ------
+    InputError
+        If it is a workload only.
+    """
+    return _measured(load_trace(name, arrivals))
+
+
+def _measured(trace: Trace) -> Trace:
+    if not is_workload(trace):
+        return trace
+    raise InputError(
+        f"{trace.name} is a workload, of which no latency was measured: there is nothing to compare with; "
+        "`servecal replay` predicts how it would be served"
+    )
+
+
 def arrivals_of(names: Sequence[str], choices: Sequence[str]) -> list[str]:
     """Say which arrivals each of several traces takes.
 
@@ -240,7 +261,7 @@ def load_runs(names: Sequence[str], arrivals: Sequence[str]) -> tuple[list[Trace
         As ``load_traces``.
     """
     chosen = zip(names, arrivals_of(names, arrivals), strict=True)
-    traces = [trace for name, choice in chosen for trace in load_traces(name, choice)]
+    traces = [_measured(trace) for name, choice in chosen for trace in load_traces(name, choice)]
     empty = [one.name for one in traces if one.batches is not None and not (one.statuses == "ok").any()]
     if not empty or len(empty) == len(traces):
         return traces, []
@@ -252,7 +273,8 @@ def _with_catalogue(trace: Trace, located: Located) -> Trace:
     entry = located.entry
     if entry is None:
         return trace
-    name = entry.name if located.file is None else f"{entry.name}/{located.file.name.removesuffix('.csv')}"
+    alone = located.file is None or (entry.format in WORKLOADS and len(entry.files) == 1)
+    name = entry.name if alone or located.file is None else f"{entry.name}/{located.file.name.removesuffix('.csv')}"
     if entry.format == "splitwise-perf-model":
         name = trace.name.replace(trace.name.partition("#")[0], entry.name)
     meta: dict[str, Any] = {"name": name}

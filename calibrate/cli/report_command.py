@@ -12,7 +12,7 @@ from calibrate.cli.gate_options import gate_options
 from calibrate.cli.options import (
     deploy,
     keep_trace,
-    load_trace,
+    load_measured,
     output_options,
     progress,
     replay_options,
@@ -80,7 +80,7 @@ def command(
     """
     wanted = destinations(style, output, also)
     baseline = read_report(Path(rules.baseline)) if rules.baseline else None
-    measured = load_trace(trace, arrivals)
+    measured = load_measured(trace, arrivals)
     for one in wanted:
         keep_trace(trace, one.output)
     deployment = deploy(measured, profile, settings, model, assume_defaults)
@@ -97,7 +97,7 @@ def command(
     if rules.any:
         if baseline is not None:
             baseline.check(measured, anchor)
-        runs = [load_trace(one, arrivals) for one in repeat]
+        runs = [load_measured(one, arrivals) for one in repeat]
         figures, noise = with_repeats(figures_of(comparison), measured, runs, again)
         judgement = judge(figures, rules, baseline, noise)
     report = Report(measured, deployment, replayed, comparison, findings, causes, judgement, command=command_line())

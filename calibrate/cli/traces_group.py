@@ -40,9 +40,10 @@ def list_traces(style: str, output: Path | None) -> None:
             column, no_wrap=column != "title", justify="right" if column in ("requests", "size") else "left"
         )
     for row in rows:
-        size = f"{row['bytes'] / 1e6:.1f} MB"
+        size = f"{row['bytes'] / 1e6:.1f} MB" if row["bytes"] else "?"
         here = "bundled" if row["bundled"] else "yes" if row["here"] else "no"
-        table.add_row(row["name"], here, f"{row['requests']:,}", size, row["licence"], row["title"])
+        count = "?" if row["requests"] is None else f"{row['requests']:,}"
+        table.add_row(row["name"], here, count, size, row["licence"], row["title"])
     text = render_text(table, output)
     if text is not None:
         write_output(text, output)
@@ -71,11 +72,16 @@ def show(name: str, style: str, output: Path | None) -> None:
 @command.command("fetch")
 @click.argument("names", nargs=-1, required=True)
 def fetch_traces(names: tuple[str, ...]) -> None:
-    """Download traces and check their sha256; files that are there already are only checked."""
+    """Download traces and check their sha256; files that are there already are only checked.
+
+    A download that broke off is continued by the next.
+    """
     for name in names:
         entry = _entry(name)
-        folder = fetch(entry)
+        folder, unverified = fetch(entry)
         click.echo(f"{name}: {len(entry.files)} files in {folder} ({entry.licence}, {entry.attribution})")
+        for one in unverified:
+            click.echo(f"not verified: the catalogue knows no checksum of {one}")
 
 
 @command.command("export")

@@ -11,8 +11,11 @@ from pathlib import Path
 from profiles.errors import InputError
 from replay.readers import (
     aiperf,
+    azure,
+    bailian,
     batches_csv,
     blis_trace,
+    burstgpt,
     canonical,
     guidellm,
     inference_perf,
@@ -20,13 +23,17 @@ from replay.readers import (
     llmservingsim_bench,
     llmservingsim_sim,
     load_levels,
+    mooncake,
     perf_analyzer,
     prometheus_range,
     prometheus_text,
     recording,
     sglang_bench,
     sglang_log,
+    sharegpt,
     splitwise,
+    timed_trace,
+    vidur,
     vllm_bench,
     vllm_log,
     vllm_otlp,
@@ -35,6 +42,8 @@ from replay.readers import (
 from replay.readers.opening import HEAD, open_bytes
 from replay.trace import Trace, check_requests
 
+WORKLOADS = (azure, burstgpt, mooncake, vidur, sharegpt, bailian, timed_trace)
+"""Readers of arrivals and lengths without latencies."""
 READERS = (
     canonical,
     llmservingsim_bench,
@@ -59,8 +68,18 @@ READERS = (
     sglang_log,
     prometheus_text,
     prometheus_range,
+    *WORKLOADS,
 )
-WITH_SELECTIONS = (splitwise, load_levels, vllm_bench, sglang_bench, guidellm, perf_analyzer, recording)
+WITH_SELECTIONS = (
+    splitwise,
+    load_levels,
+    vllm_bench,
+    sglang_bench,
+    guidellm,
+    perf_analyzer,
+    recording,
+    sharegpt,
+)
 """Readers of files that hold several traces."""
 
 

@@ -8,8 +8,11 @@ from functools import partial
 import pytest
 import yaml
 
+from calibrate.cli.options import load_trace
 from profiles.errors import InputError
-from reference_traces.library import Entry, captures, catalogue, fetch, find_entry, is_complete, locate
+from reference_traces.library import READABLE, Entry, captures, catalogue, fetch, find_entry, is_complete, locate
+from reference_traces.library import WORKLOADS as WORKLOAD_FORMATS
+from replay.readers import READERS, WORKLOADS
 
 NAMES = [entry.name for entry in catalogue()]
 
@@ -160,12 +163,13 @@ def sha256(content):
 def test_fetching_downloads_each_file_once(site, tmp_path):
     entry, served = site
     assert not is_complete(entry)
-    folder = fetch(entry)
+    folder, unverified = fetch(entry)
+    assert unverified == []
     assert folder == tmp_path / "cache" / "ours"
     assert (folder / "a.csv").read_bytes() == b"a\n1\n"
     assert (folder / "b" / "c.json").read_bytes() == b"{}\n"
     assert is_complete(entry)
-    assert fetch(entry) == folder
+    assert fetch(entry) == (folder, [])
     assert len(served.requests) == 2
 
 
@@ -198,3 +202,21 @@ def test_catalogue_arguments_fill_in_what_a_trace_does_not_say(called, traces):
     assert document["trace"]["hardware"] == "rtx-pro-6000"
     assert document["trace"]["engine"]["arguments"]["max_num_seqs"] == 128
     assert json.dumps(document["profile"]["engine"]["arguments"]["max_num_batched_tokens"]) == "2048"
+
+
+def test_every_format_that_is_called_readable_has_a_reader():
+    assert set(READABLE) <= {reader.FORMAT for reader in READERS}
+    assert {reader.FORMAT for reader in WORKLOADS} - {"vllm-timed-trace"} == set(WORKLOAD_FORMATS)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue() if entry.format in WORKLOAD_FORMATS])
+def test_catalogued_workloads_that_are_here_are_read_by_name(traces, monkeypatch, name):
+    monkeypatch.setenv("SERVECAL_TRACES", str(traces))
+    entry = find_entry(name)
+    if not is_complete(entry):
+        pytest.skip(f"{name} is not in {traces}")
+    trace = load_trace(name)
+    assert trace.name == name
+    assert len(trace) == entry.requests
+    assert trace.meta["source"]["format"] == entry.format
+    assert [one["sha256"] for one in trace.meta["source"]["files"]] == [entry.files[0].sha256]
