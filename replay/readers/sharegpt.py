@@ -112,7 +112,7 @@ def _tokenizer(path: Path) -> Count:
         from tokenizers import Tokenizer
     except ImportError:
         raise InputError(
-            "needs the package tokenizers (pip install tokenizers); #characters=4 does without", file=path
+            "needs the package tokenizers (pip install servecal[tokenizers]); #characters=4 does without", file=path
         ) from None
     try:
         tokenizer = Tokenizer.from_file(str(path))
