@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
+from calibrate.least_squares import scatter
 from calibrate.measured_schedule import FEWEST, FEWEST_SHARE, MeasuredSchedule, with_columns
 from replay.trace import Trace
 
@@ -109,7 +110,7 @@ def _arrivals(trace: Trace, schedule: MeasuredSchedule) -> tuple[Floats, Floats,
     order = known[np.argsort(queued[known], kind="stable")]
     usual = np.zeros(len(trace))
     usual[order] = median_filter(held_up[order], size=min(NEIGHBOURS, max(order.size, 1)), mode="nearest")
-    spread = 1.4826 * float(np.median(np.abs(held_up[known] - usual[known]))) if known.size else 0.0
+    spread = scatter(held_up[known] - usual[known]) if known.size else 0.0
     early = held_up - usual > max(LEAST_HELD_UP, 2 * schedule.typical, ODD * spread)
     wrong = late | early
     middle = np.where(np.isfinite(earliest), (np.minimum(earliest, queued) + queued) / 2, queued)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrate.kv_use import UNCERTAIN, Blocks, KVUse, Plateau, blocks_of_recording, blocks_of_series, plateau
+from calibrate.least_squares import scatter
 from calibrate.reconstruction import NotRecoverable, Reconstruction, StepSeconds, first_tokens_in_place
 from profiles.deployment import Deployment, UnknownBlocks, resolve
 from profiles.errors import InputError
@@ -279,7 +280,7 @@ def warm_up_requests(arrival: Floats, measured: Floats, predicted: Floats) -> np
         if seen.size < FEWEST_OTHERS:
             continue
         middle = float(np.median(seen))
-        deviation = 1.4826 * float(np.median(np.abs(seen - middle)))
+        deviation = scatter(seen - middle)
         odd |= np.nan_to_num(mine - middle) > max(ODD * deviation, ODD_SHARE)
     usual_ones = np.flatnonzero(~odd & ~np.isnan(excess).all(axis=0))
     length = int(usual_ones[0]) if usual_ones.size else 0

@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 
 from profiles.errors import InputError
+from replay.checks.evidence import RESOLUTION
 from replay.run import replayable
 from replay.trace import Trace
 from simulator.batch import Batch
@@ -36,8 +37,6 @@ Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.signedinteger[Any]]
 StepSeconds = Callable[[Batch], float]
 
-RESOLUTION = 1e-6
-"""Seconds. Stamps of one iteration are identical in the source; this is what survives the arithmetic since."""
 MOST_ROUNDS = 8
 REPAIRS = 8
 NEAR = 0.3
