@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
     platforms = sys.modules.get("vllm.platforms")
     try:
         found["device"] = platforms.current_platform.get_device_name()  # type: ignore[union-attr]
-    except Exception:
+    except Exception:  # whatever a platform raises: a recorder never stops an engine
         found["device"] = None
     return found
 
